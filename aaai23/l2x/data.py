@@ -1,0 +1,375 @@
+"""BeerAdvocate as Learning to Explain reads it: reviews with ratings, annotated reviews, word vectors.
+
+Four files make a data set; FILES names them. What is read is cached in `.cache` inside the data folder.
+"""
+
+import json
+import logging
+import math
+import os
+import uuid
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aaai23.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+PAD, START, UNKNOWN = 0, 1, 2
+SPECIAL_WORDS = {"<PAD>": PAD, "<START>": START, "<UNK>": UNKNOWN}
+EMBEDDING_SIZE = 200  # the selector's first convolution has this many input channels
+TRAIN_FILE = "reviews.aspect{aspect}.train.txt"
+HELDOUT_FILE = "reviews.aspect{aspect}.heldout.txt"
+ANNOTATIONS_FILE = "annotations.json"
+VECTORS_FILE = "review+wiki.filtered.200.txt"
+SAMPLE_MARKER = "SAMPLE_DATA.txt"
+CACHE_FORMAT = 1  # raise it when what the cache holds changes
+
+Content = dict[str, Any]  # of tensors and strings, what a cache entry holds
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Reviews padded in front: `tokens` [N, T] int32 word ids, `ratings` [N] float32 in [0, 1]."""
+
+    tokens: Tensor
+    ratings: Tensor
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Annotated reviews: `tokens` [A, T] int32; `relevant` [A, T] bool, true where a range covers it."""
+
+    tokens: Tensor
+    relevant: Tensor
+
+
+@dataclass(frozen=True)
+class L2XData:
+    """One aspect of a data set; `embedding` [V, 200] float32 has a row for each word of `vocabulary`.
+
+    `heldout` is one piece here: `split_heldout` halves it. `sample_data` is true for the made-up stand-in.
+    """
+
+    train: Reviews
+    heldout: Reviews
+    annotated: Annotations
+    vocabulary: dict[str, int]
+    embedding: Tensor
+    sample_data: bool
+
+
+def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
+    """Returns reviews, annotations and word vectors for an aspect: 0 appearance, 1 aroma, 2 palate, 3 taste.
+
+    A word's id is 3 or more, in order of first appearance in the training file (whole reviews count, also
+    beyond `max_len`); 0 is padding, 1 is kept for a start symbol, 2 is an unknown word. A review keeps its
+    first `max_len` tokens and is padded in front. A word unseen in training is 2 in held-out reviews and 0 in
+    annotated ones: an odd pair, kept because the published subset precision counts that way. A word without
+    a vector, like the three special words, has a row of zeros. Ranges that pass a review's end are cut there.
+
+    The first read leaves a cache in `data_dir/.cache`, which serves until a source's size or time changes.
+    A folder that nobody may write to is left as it is, and read afresh each time.
+
+    Raises:
+        UsageError: a file is missing, empty or malformed; the message names file and line.
+    """
+    data_dir = Path(data_dir)
+    if aspect < 0 or max_len < 1:
+        raise UsageError(f"aspect {aspect} with at most {max_len} tokens: aspects start at 0, max_len at 1")
+    names = (TRAIN_FILE, HELDOUT_FILE, ANNOTATIONS_FILE, VECTORS_FILE)
+    sources = [data_dir / name.format(aspect=aspect) for name in names]
+    for path in sources:
+        _require(path)
+
+    cache = _Cache(data_dir / ".cache")
+    content = cache.fetch(f"aspect{aspect}.{max_len}", sources, lambda: _read_all(sources, aspect, max_len, cache))
+    words = content["words"].split("\n")
+    return L2XData(
+        train=Reviews(content["train"], content["train_ratings"]),
+        heldout=Reviews(content["heldout"], content["heldout_ratings"]),
+        annotated=Annotations(content["annotated"], content["relevant"]),
+        vocabulary=dict(zip(words, range(len(words)))),
+        embedding=content["embedding"],
+        sample_data=(data_dir / SAMPLE_MARKER).exists(),
+    )
+
+
+def split_heldout(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of the validation and of the test half of n held-out reviews, as the paper does.
+
+    They are what scikit-learn's `train_test_split(range(n), test_size=0.5, random_state=seed)` returns: the
+    first array is validation, the second is test (one longer when n is odd).
+
+    Raises:
+        UsageError: n is less than 2.
+    """
+    if n < 2:
+        raise UsageError(f"{n} held-out reviews cannot be halved into validation and test; at least 2 are needed")
+    from sklearn.model_selection import train_test_split
+
+    validation, test = train_test_split(np.arange(n), test_size=0.5, random_state=seed)
+    return validation, test
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is missing: get BeerAdvocate with `./get_data.sh l2x`, or make sample data with "
+            f"`./get_data.sh sample` and read it with `--data-dir data/sample`"
+        )
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path} is empty; fetch or make it again")
+
+
+# ---- reviews
+
+
+def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache") -> Content:
+    train, heldout, annotations, vectors = sources
+    ids: defaultdict[bytes, int] = defaultdict(None, {word.encode(): i for word, i in SPECIAL_WORDS.items()})
+    ids.default_factory = ids.__len__  # a new word takes the next free id
+    train_tokens, train_ratings = _read_reviews(train, aspect, max_len, ids.__getitem__)
+    ids.default_factory = None
+    heldout_tokens, heldout_ratings = _read_reviews(heldout, aspect, max_len, lambda word: ids.get(word, UNKNOWN))
+    words = [word.decode() for word in ids]
+    annotated, relevant = _read_annotations(annotations, aspect, max_len, dict(zip(words, ids.values())))
+    # An entry of their own: gensim is slow on a large file, and the vectors serve every aspect.
+    table = cache.fetch("vectors", [vectors], lambda: _read_vectors(vectors))
+    return {
+        "words": "\n".join(words),
+        "embedding": _embed(words, table["words"].split("\n"), table["matrix"]),
+        "train": train_tokens,
+        "train_ratings": train_ratings,
+        "heldout": heldout_tokens,
+        "heldout_ratings": heldout_ratings,
+        "annotated": annotated,
+        "relevant": relevant,
+    }
+
+
+def _read_reviews(path: Path, aspect: int, max_len: int, word_id: Callable[[bytes], int]) -> tuple[Tensor, Tensor]:
+    rows, ratings = [], []
+    for place, line in _lines(path):
+        head, tab, body = line.partition(b"\t")
+        if not tab:
+            raise UsageError(f"{place}: no tab between ratings and review")
+        ratings.append(_rating(head, aspect, place))
+        # Bytes split at ASCII blanks only: a no-break space stays inside its word, as it does in the vectors.
+        row = np.fromiter(map(word_id, body.split()), dtype=np.int32)
+        if not row.size:
+            raise UsageError(f"{place}: the review is empty")
+        rows.append(row[:max_len])
+    return _pad_in_front(rows, max_len), torch.tensor(ratings, dtype=torch.float32)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields `file:line`, for messages, and the line."""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+            yield place, line
+
+
+def _open(path: Path):
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _rating(head: bytes, aspect: int, place: str) -> float:
+    try:
+        ratings = [float(number) for number in head.split()]
+    except ValueError as error:
+        raise UsageError(f"{place}: ratings are numbers before the tab, found {_show(head)}") from error
+    if len(ratings) <= aspect:
+        raise UsageError(f"{place}: {len(ratings)} ratings, but aspect {aspect} needs at least {aspect + 1}")
+    if not 0.0 <= ratings[aspect] <= 1.0:
+        raise UsageError(f"{place}: the rating of aspect {aspect} is {ratings[aspect]}, outside [0, 1]")
+    return ratings[aspect]
+
+
+def _show(text: bytes, width: int = 40) -> str:
+    shown = text.decode(errors="replace").strip()
+    return repr(shown if len(shown) <= width else shown[:width] + "...")
+
+
+def _pad_in_front(rows: Sequence[Sequence | np.ndarray], max_len: int) -> Tensor:
+    padded = np.full((len(rows), max_len), PAD, dtype=np.int32)
+    for i, row in enumerate(rows):
+        padded[i, max_len - len(row) :] = row
+    return torch.from_numpy(padded)
+
+
+# ---- annotations
+
+
+def _read_annotations(path: Path, aspect: int, max_len: int, vocabulary: dict[str, int]) -> tuple[Tensor, Tensor]:
+    rows, masks = [], []
+    for place, line in _lines(path):
+        tokens, ranges = _annotation(line, aspect, place)
+        mask = np.zeros(len(tokens), dtype=bool)
+        for start, end in ranges:
+            mask[start:end] = True
+        rows.append([vocabulary.get(token, PAD) for token in tokens[:max_len]])
+        masks.append(mask[:max_len])
+    return _pad_in_front(rows, max_len), _pad_in_front(masks, max_len).bool()
+
+
+def _annotation(line: bytes, aspect: int, place: str) -> tuple[list[str], list[list[int]]]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{place}: not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{place}: an annotated review is a JSON object, found {_show(line)}")
+    for key in ("x", str(aspect)):
+        if key not in record:
+            raise UsageError(f"{place}: no key {key!r}, only {sorted(record)}")
+    tokens, ranges = record["x"], record[str(aspect)]
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise UsageError(f"{place}: 'x' is not a list of words")
+    if not isinstance(ranges, list) or not all(map(_is_range, ranges)):
+        raise UsageError(f"{place}: '{aspect}' is not a list of [start, end) pairs with 0 <= start <= end")
+    return tokens, ranges
+
+
+def _is_range(pair: object) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(bound) is int for bound in pair):
+        return False
+    return 0 <= pair[0] <= pair[1]
+
+
+# ---- word vectors
+
+
+def _read_vectors(path: Path) -> Content:
+    from gensim.models import KeyedVectors
+
+    logger.info("Reading word vectors from %s; the next start takes them from a cache", path)
+    try:
+        vectors = KeyedVectors.load_word2vec_format(str(path), binary=False, no_header=True)
+        matrix = torch.from_numpy(np.array(vectors.vectors, dtype=np.float32))
+        if matrix.shape[1] != EMBEDDING_SIZE or not matrix.isfinite().all():
+            raise ValueError(f"vectors {list(matrix.shape)}")
+    except (ValueError, EOFError, IndexError, OSError) as error:
+        _blame_line(path)
+        raise UsageError(f"{path}: gensim cannot read it ({error})") from error
+    return {"words": "\n".join(vectors.index_to_key), "matrix": matrix}
+
+
+def _blame_line(path: Path) -> None:
+    """Raises an error that names the first line which is not a word and its 200 numbers."""
+    for place, line in _lines(path):
+        word, *numbers = line.rstrip().split(b" ")
+        if len(numbers) != EMBEDDING_SIZE:
+            hint = "; a header line has to go" if place.endswith(":1") and len(numbers) == 1 else ""
+            raise UsageError(f"{place}: {len(numbers)} numbers after the word, not {EMBEDDING_SIZE}{hint}")
+        for number in numbers:
+            if not _is_finite(number):
+                raise UsageError(f"{place}: {_show(number)} in the vector of {_show(word)} is not a number")
+
+
+def _is_finite(number: bytes) -> bool:
+    try:
+        return math.isfinite(np.float32(number))
+    except ValueError:
+        return False
+
+
+def _embed(words: list[str], vector_words: list[str], matrix: Tensor) -> Tensor:
+    """Returns the vectors of `words`, [V, 200]; zeros where a word has none or is a special one."""
+    rows = dict(zip(vector_words, range(len(vector_words))))
+    for word in SPECIAL_WORDS:
+        rows.pop(word, None)
+    index = torch.from_numpy(np.fromiter((rows.get(word, -1) for word in words), np.int64, len(words)))
+    embedding = matrix[index.clamp(min=0)]
+    embedding[index < 0] = 0.0
+    return embedding
+
+
+# ---- cache
+
+
+class _Cache:
+    """Keeps dicts of tensors and strings in a folder; a stale, damaged or foreign entry is built again."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.given_up = False
+
+    def fetch(self, name: str, sources: Sequence[Path], build: Callable[[], Content]) -> Content:
+        """Returns the entry of this name as built from the sources as they are now."""
+        path = self.folder / f"{name}.pt"
+        fingerprint = _fingerprint(sources)
+        content = self._read(path, fingerprint)
+        if content is None:
+            content = build()
+            self._write(path, fingerprint, content)
+        return content
+
+    def _read(self, path: Path, fingerprint: str) -> Content | None:
+        try:
+            entry = torch.load(path, weights_only=True)
+            fresh = entry["fingerprint"] == fingerprint
+            return entry["content"] if fresh and entry["checksum"] == _checksum(entry["content"]) else None
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damage shows in many ways, and none may stop a run
+            logger.info("The cache %s cannot be used and is made again: %s", path, type(error).__name__)
+            return None
+
+    def _write(self, path: Path, fingerprint: str, content: Content) -> None:
+        if self.given_up:
+            return
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        entry = {"fingerprint": fingerprint, "checksum": _checksum(content), "content": content}
+        try:
+            _refuse_read_only(self.folder.parent)
+            self.folder.mkdir(exist_ok=True)
+            torch.save(entry, aside)
+            os.replace(aside, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError is how torch reports a full disk
+            self.given_up = True
+            logger.warning("Going on without a cache, %s cannot be written: %s", self.folder, error)
+            _remove(aside)
+
+
+def _refuse_read_only(folder: Path) -> None:
+    """Raises PermissionError when nobody may write to the folder; for root, writing would succeed."""
+    if not folder.stat().st_mode & 0o222:
+        raise PermissionError("the data folder is read-only")
+
+
+def _fingerprint(sources: Sequence[Path]) -> str:
+    stats = [(path.name, path.stat()) for path in sources]
+    return json.dumps([CACHE_FORMAT, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
+
+
+def _checksum(content: Content) -> int:
+    """Returns a CRC over all names and values; torch.load notices a cut file, but not a changed byte."""
+    checksum = 0
+    for name, value in content.items():
+        data = value.encode() if isinstance(value, str) else value.numpy().reshape(-1).view(np.uint8)
+        checksum = zlib.crc32(data, zlib.crc32(name.encode(), checksum))
+    return checksum
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        logger.debug("%s could not be removed", path)

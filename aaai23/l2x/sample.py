@@ -1,0 +1,368 @@
+"""Sample data: made-up beer reviews in BeerAdvocate's four formats, which may not be redistributed itself.
+
+A review has ratings for five aspects, drawn with a common factor as people's ratings have one, and sentences in
+random order. Each sentence is on one aspect, whose rating its graded words carry, or on none. So the words that
+predict an aspect's rating best are those of its own sentences, and these are annotated.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aaai23.errors import UsageError
+from aaai23.l2x.data import (
+    ANNOTATIONS_FILE,
+    EMBEDDING_SIZE,
+    HELDOUT_FILE,
+    SAMPLE_MARKER,
+    TRAIN_FILE,
+    VECTORS_FILE,
+)
+
+ASPECTS = ("appearance", "aroma", "palate", "taste", "overall")
+TRAINED_ASPECTS = range(4)  # as in BeerAdvocate, "overall" has ratings and ranges, but no files of its own
+CORRELATION = 0.55  # between the ratings of two aspects, before rounding
+RATING_MEAN, RATING_STD = 0.62, 0.2
+WORD_NOISE = 0.1  # spread of a graded word's level around its aspect's rating
+MEAN_SENTENCES, LENGTH_SPREAD = 1.3, 0.55  # sentences per aspect; log-normal spread between reviews
+MIN_REVIEWS = 20
+
+MARKER_TEXT = "Sample data made by aaai23.l2x.sample: nobody wrote these reviews, and no result on them is published.\n"
+
+# Graded words of an aspect, from the worst fifth of ratings to the best. No word belongs to two aspects.
+GRADED = (
+    (
+        "ugly muddy swampy drab lifeless unsightly",
+        "dull dingy patchy faded scummy cloudy",
+        "plain standard clear translucent modest regular",
+        "bright attractive handsome lively frothy pretty",
+        "gorgeous stunning beautiful radiant brilliant picturesque",
+    ),
+    (
+        "rancid foul skunky putrid rotten sulfuric",
+        "musty stale faint muted dusty papery",
+        "mild subtle simple grassy earthy herbal",
+        "fragrant inviting floral pleasant fresh aromatic",
+        "heavenly intoxicating divine captivating enchanting perfumed",
+    ),
+    (
+        "watery slimy gritty chalky abrasive sludgy",
+        "thin prickly syrupy sticky fizzy flabby",
+        "medium moderate middling even adequate soft",
+        "smooth creamy rounded crisp slick full",
+        "silky velvety luscious luxurious pillowy satiny",
+    ),
+    (
+        "disgusting vile soapy metallic undrinkable vinegary",
+        "bland cloying astringent hollow weak medicinal",
+        "decent straightforward typical fair passable tame",
+        "tasty flavorful balanced rich juicy satisfying",
+        "delicious exquisite superb mouthwatering complex sublime",
+    ),
+    (
+        "awful terrible horrible pointless dreadful regrettable",
+        "disappointing forgettable underwhelming mediocre overpriced tiresome",
+        "okay average acceptable unremarkable serviceable reasonable",
+        "enjoyable recommended likeable solid worthwhile impressive",
+        "outstanding amazing phenomenal unforgettable world-class masterful",
+    ),
+)
+# Words of any aspect, by the same five grades: only their sentence tells what they are about.
+GENERIC = ("bad nasty", "poor meh", "fine alright", "good nice", "great excellent")
+GENERIC_SHARE = 0.15
+
+NOUNS = (
+    "head lacing foam color hue clarity collar retention",
+    "nose aroma smell scent bouquet whiff",
+    "mouthfeel body carbonation texture feel weight",
+    "taste flavor aftertaste profile sweetness bitterness",
+    "beer brew drinkability ale experience offering",
+)
+INGREDIENTS = (
+    "caramel toffee citrus pine coffee chocolate banana clove honey bread biscuit grapefruit apple cherry vanilla "
+    "oak smoke pepper molasses raisin plum toast lemon malt hops yeast"
+)
+DETAILS = (
+    "amber copper gold straw ruby mahogany chestnut black orange tan ivory brown bubbles rings sediment",
+    INGREDIENTS,
+    "tongue lips throat sip gulp swallow warmth alcohol tingle bite",
+    INGREDIENTS,
+    "price style evening purchase six-pack session shelf occasion",
+)
+ADVERBS = "very quite rather really fairly somewhat truly"
+
+# N noun, S graded word, D detail, A adverb, P proper name, and other words as they stand.
+CLAUSES = (
+    "the N is A S and S",
+    "the N is S with some D",
+    "a S N",
+    "a S , S N with D and D",
+    "i find the N A S",
+    "S N , a touch of D",
+    "its N seems S",
+    "N and N are both A S",
+    "D and D make for a S N",
+)
+OPENINGS = (
+    ("it pours D with", "in the glass ,", "it looks S ,"),
+    ("it smells S ,", "on the nose ,", "i smell D and D ,"),
+    ("it feels S in the mouth ,", "going down ,", "on the tongue ,"),
+    ("it tastes A S ,", "up front D , then", "i taste D ,"),
+    ("overall ,", "all in all ,", "for the D ,"),
+)
+FILLERS = (
+    "i had this one at a bar in P with a friend from P .",
+    "bottle from P , shared with my neighbour on a cold night .",
+    "we stopped by the P brewery after a long drive and bought two bottles .",
+    "served in a tulip glass at cellar temperature .",
+    "thanks to P for sending this in a trade .",
+    "this was on tap next to the P and something else from P .",
+    "i reviewed this from notes taken last summer in P .",
+    "my brother brought it back from a trip to P .",
+    "the label says it was bottled in the spring by P .",
+    "i drank it while watching the game with P and eating a burger .",
+    "picked up at the store on P street , best before date still months away .",
+    "not my first from P , and i have another one in the fridge .",
+    "we had it with roast chicken and potatoes .",
+    "the bottle holds twelve ounces and has a brown cap .",
+)
+NAME_STARTS = (
+    "stone mill river oak iron red black fox bear wolf crow hawk salmon elk moose cedar maple birch ash elm snow "
+    "winter summer north south west east green white silver"
+)
+NAME_ENDS = (
+    "bridge creek field wood gate hill ford brook dale ridge harbor haven point rock lake water barn yard crest bend "
+    "cliff shore vale moor well tower path land meadow park"
+)
+UNSEEN_SHARE = 0.2  # of the names in held-out and annotated reviews, those that training never has
+TYPO_SHARE = 0.01  # of the long words in held-out and annotated reviews, those with a letter doubled
+
+
+@dataclass(frozen=True)
+class Review:
+    """Ratings of the five aspects, and sentences, each with the aspect it is on (None: filler)."""
+
+    ratings: tuple[float, ...]
+    sentences: tuple[tuple[int | None, list[str]], ...]
+
+    @property
+    def tokens(self) -> list[str]:
+        """All words in order."""
+        return list(itertools.chain.from_iterable(words for _, words in self.sentences))
+
+    def ranges(self, aspect: int) -> list[list[int]]:
+        """Returns the [start, end) positions of the sentences on this aspect."""
+        ends = list(itertools.accumulate(len(words) for _, words in self.sentences))
+        spans = zip(self.sentences, [0, *ends], ends)
+        return [[start, end] for (about, _), start, end in spans if about == aspect]
+
+
+def write_sample(
+    folder: Path | str, seed: int = 0, reviews: int = 4000, heldout: int = 1000, annotated: int = 200
+) -> None:
+    """Writes sample data into a folder: reviews and held-out reviews of four aspects, annotations, word vectors.
+
+    The same arguments give the same bytes. Everything is written aside and moved into place whole; a folder with
+    older sample data is replaced.
+
+    Args:
+        folder: made when missing.
+        seed: of the reviews and of the vectors.
+        reviews: number of training reviews, at least 20; the four aspects have the same ones.
+        heldout: number of held-out reviews, at least 2.
+        annotated: number of annotated reviews, at least 1.
+
+    Raises:
+        UsageError: a number is too small, or the folder has files that are not sample data.
+    """
+    folder = Path(folder)
+    if reviews < MIN_REVIEWS or heldout < 2 or annotated < 1:
+        raise UsageError(f"sample data needs {MIN_REVIEWS} reviews, 2 held out and 1 annotated, or more")
+    _check_replaceable(folder)
+    train, held_out, marked = make_reviews(seed, reviews, heldout, annotated)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+            made = Path(aside) / "made"
+            made.mkdir()
+            for aspect in TRAINED_ASPECTS:
+                _write_lines(made / TRAIN_FILE.format(aspect=aspect), map(_review_line, train))
+                _write_lines(made / HELDOUT_FILE.format(aspect=aspect), map(_review_line, held_out))
+            _write_lines(made / ANNOTATIONS_FILE, map(_annotation_line, marked))
+            _write_lines(made / VECTORS_FILE, _vector_lines(train, seed))
+            (made / SAMPLE_MARKER).write_text(MARKER_TEXT)
+            if folder.exists():
+                folder.rename(Path(aside) / "old")
+            made.rename(folder)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def make_reviews(
+    seed: int, train: int, heldout: int, annotated: int
+) -> tuple[list[Review], list[Review], list[Review]]:
+    """Returns so many training, held-out and annotated reviews; only the last two have words that training lacks."""
+    rng = random.Random(seed)
+    names = [start + end for start in NAME_STARTS.split() for end in NAME_ENDS.split()]
+    rng.shuffle(names)
+    unseen, seen = names[: len(names) // 5], names[len(names) // 5 :]
+    writer, stranger = _Writer(rng, seen), _Writer(rng, seen, unseen)
+    return (
+        [writer.review() for _ in range(train)],
+        [stranger.review() for _ in range(heldout)],
+        [stranger.review() for _ in range(annotated)],
+    )
+
+
+class _Writer:
+    """Writes reviews with words from the tables above."""
+
+    def __init__(self, rng: random.Random, names: list[str], unseen_names: list[str] | None = None):
+        """`unseen_names`: given, they are used too, and words are mistyped now and then."""
+        self.rng, self.names, self.unseen_names = rng, names, unseen_names
+        self.graded = [[words.split() for words in grades] for grades in GRADED]
+        self.generic = [words.split() for words in GENERIC]
+        self.nouns, self.details = [n.split() for n in NOUNS], [d.split() for d in DETAILS]
+        self.adverbs = ADVERBS.split()
+
+    def review(self) -> Review:
+        ratings = self.ratings()
+        mean = MEAN_SENTENCES * self.rng.lognormvariate(-(LENGTH_SPREAD**2) / 2, LENGTH_SPREAD)
+        sentences: list[tuple[int | None, list[str]]] = []
+        for aspect, rating in enumerate(ratings):
+            sentences += [(aspect, self.sentence(aspect, rating)) for _ in range(self.count(mean))]
+        sentences += [(None, self.fill(self.rng.choice(FILLERS))) for _ in range(self.count(mean))]
+        self.rng.shuffle(sentences)
+        return Review(ratings, tuple(sentences))
+
+    def ratings(self) -> tuple[float, ...]:
+        """Draws correlated ratings in twentieths: a common factor and one of each aspect, both normal."""
+        common = self.rng.gauss(0, CORRELATION**0.5)
+        scores = (common + self.rng.gauss(0, (1 - CORRELATION) ** 0.5) for _ in ASPECTS)
+        return tuple(round(20 * min(max(RATING_MEAN + RATING_STD * z, 0.0), 1.0)) / 20 for z in scores)
+
+    def count(self, mean: float) -> int:
+        """Draws a number of sentences, at least one, around the mean."""
+        whole = int(mean)
+        return max(1, whole + (self.rng.random() < mean - whole) + self.rng.choice((-1, 0, 0, 1)))
+
+    def sentence(self, aspect: int, rating: float) -> list[str]:
+        parts = [self.rng.choice(OPENINGS[aspect])] if self.rng.random() < 0.5 else []
+        parts.append(self.rng.choice(CLAUSES))
+        if self.rng.random() < 0.5:
+            parts += [self.rng.choice((", and", "; also")), self.rng.choice(CLAUSES)]
+        return self.fill(" ".join([*parts, "." if self.rng.random() < 0.9 else "!"]), aspect, rating)
+
+    def fill(self, template: str, aspect: int = 0, rating: float = 0.0) -> list[str]:
+        """Returns the template's words with the slots filled, "a" or "an" as it fits."""
+        slots = {
+            "N": lambda: self.rng.choice(self.nouns[aspect]),
+            "S": lambda: self.graded_word(aspect, rating),
+            "D": lambda: self.rng.choice(self.details[aspect]),
+            "A": lambda: self.rng.choice(self.adverbs),
+            "P": self.name,
+        }
+        words = [slots[word]() if word in slots else word for word in template.split()]
+        for i, following in enumerate(words[1:]):
+            if words[i] == "a" and following[0] in "aeiou":
+                words[i] = "an"
+        return words if self.unseen_names is None else list(map(self.typed, words))
+
+    def typed(self, word: str) -> str:
+        """Returns the word, mistyped once in a while."""
+        if len(word) < 5 or self.rng.random() > TYPO_SHARE:
+            return word
+        place = self.rng.randrange(1, len(word))
+        return word[:place] + word[place - 1 :]
+
+    def graded_word(self, aspect: int, rating: float) -> str:
+        grade = min(max(int(5 * self.rng.gauss(rating, WORD_NOISE)), 0), 4)
+        generic = self.rng.random() < GENERIC_SHARE
+        return self.rng.choice(self.generic[grade] if generic else self.graded[aspect][grade])
+
+    def name(self) -> str:
+        """Draws a name: the first ones of the list are frequent, the last ones rare."""
+        names = self.names
+        if self.unseen_names is not None and self.rng.random() < UNSEEN_SHARE:
+            names = self.unseen_names
+        return names[int(len(names) * self.rng.random() ** 2)]
+
+
+def _review_line(review: Review) -> str:
+    return f"{' '.join(f'{rating:.2f}' for rating in review.ratings)}\t{' '.join(review.tokens)}"
+
+
+def _annotation_line(review: Review) -> str:
+    ranges = {str(aspect): review.ranges(aspect) for aspect in range(len(ASPECTS))}
+    return json.dumps({"x": review.tokens, "y": review.ratings, **ranges})
+
+
+def _vector_lines(reviews: Sequence[Review], seed: int) -> Iterable[str]:
+    """Yields each word with its vector, trained by gensim on sentences; words seen less than 3 times have none."""
+    from gensim.models import Word2Vec
+
+    model = Word2Vec(
+        [words for review in reviews for _, words in review.sentences],
+        vector_size=EMBEDDING_SIZE,
+        window=5,
+        min_count=3,
+        epochs=5,
+        seed=seed + 1,  # gensim takes 0 for "no seed"
+        workers=1,  # more would race
+        hashfxn=_hash,
+    )
+    for word, vector in zip(model.wv.index_to_key, model.wv.vectors):
+        yield f"{word} {' '.join(f'{x:.5f}' for x in vector)}"
+
+
+def _hash(text: str) -> int:
+    """Returns the same for the same text in every process, as `hash` does not."""
+    return zlib.crc32(text.encode())
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises an error rather than overwrite what may be the real data, or anything else."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the sample data")
+    ours = {SAMPLE_MARKER, ANNOTATIONS_FILE, VECTORS_FILE, ".cache"}
+    ours |= {name.format(aspect=a) for name in (TRAIN_FILE, HELDOUT_FILE) for a in TRAINED_ASPECTS}
+    found = {path.name for path in folder.iterdir()}
+    if found and (SAMPLE_MARKER not in found or found - ours):
+        other = min(found - ours or found)
+        raise UsageError(f"{folder} has files that are not sample data ({other}); name another folder")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m aaai23.l2x.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("data/sample"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--reviews", type=int, default=4000, help="for training (default: %(default)s)")
+    parser.add_argument("--heldout", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--annotated", type=int, default=200, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        write_sample(args.output, args.seed, args.reviews, args.heldout, args.annotated)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Sample data (made up, not BeerAdvocate) is in {args.output}: {args.reviews} training reviews.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Neural Relational Inference: infer the spanning tree that shapes a graph layout from its trajectory."""

@@ -1,0 +1,276 @@
+"""Relaxations that the experiments compare against: soft, differentiable stand-ins for a discrete choice.
+
+Everything is batched and differentiable, in float32 or float64 and on any device. The marginals of an exponential
+family are the gradient of its log partition function, and are computed as just that: a recursion in log space for
+the partition function, which subtracts nothing and so loses nothing to cancellation, and autograd for the rest.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from aaai23.errors import UsageError
+from imle.noise import GumbelNoiseDistribution, draw
+
+# Stands for log 0. Finite, because the derivative of logsumexp at a row of infinities is not a number.
+_LOG_ZERO = -1e30
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return the value of `hard` with the gradient of `soft` (Bengio et al. 2013); both of one shape [...]."""
+    return hard.detach() + (soft - soft.detach())
+
+
+def gumbel_softmax(
+    logits: Tensor, temperature: float, hard: bool = False, generator: Generator | None = None
+) -> Tensor:
+    """Sample a relaxed one-hot vector for each row of logits.
+
+    Reference: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017; Maddison, Mnih, Teh,
+    "The Concrete Distribution", 2017.
+
+    Args:
+        logits: unnormalised log-probabilities, [..., N].
+        temperature: positive; lower is closer to one-hot and has gradients of larger variance.
+        hard: return the one-hot vector of the largest entry, with the gradient of the relaxed one.
+        generator: source of the noise; torch's own when None.
+
+    Returns:
+        Samples of total mass 1, [..., N].
+
+    Raises:
+        UsageError: the temperature is not positive.
+    """
+    soft = _softmax(_perturbed(logits, generator), temperature)
+    if not hard:
+        return soft
+    return straight_through(torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0), soft)
+
+
+def concrete_max(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
+    """Sample a relaxed subset of at most k entries: the elementwise maximum of k independent Concrete samples.
+
+    Two of the k samples may fall on the same entry, so the mass is at most k.
+    Reference: Chen et al., "Learning to Explain: An Information-Theoretic Perspective on Model Interpretation", 2018.
+
+    Args:
+        logits: unnormalised log-probabilities, [..., N].
+        k: number of samples, 1 to N.
+        temperature: positive; lower is closer to a subset and has gradients of larger variance.
+        generator: source of the noise; torch's own when None.
+
+    Returns:
+        Samples, [..., N], each entry in [0, 1].
+
+    Raises:
+        UsageError: k is outside 1..N, or the temperature is not positive.
+    """
+    _check_subset_size(k, logits)
+    samples = gumbel_softmax(logits.expand(k, *logits.shape), temperature, generator=generator)
+    return samples.amax(dim=0)
+
+
+def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
+    """Sample a relaxed k-subset by k rounds of softmax, each of which masks what the rounds before it took.
+
+    Reference: Xie, Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", 2019.
+
+    Args:
+        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        k: size of the subset, 1 to N.
+        temperature: positive; lower is closer to a subset and has gradients of larger variance.
+        generator: source of the noise; torch's own when None.
+
+    Returns:
+        Samples of total mass k, [..., N].
+
+    Raises:
+        UsageError: k is outside 1..N, or the temperature is not positive.
+    """
+    _check_subset_size(k, logits)
+    keys = _perturbed(logits, generator)
+    choice = _softmax(keys, temperature)
+    chosen = choice
+    for _ in range(k - 1):
+        keys = keys + _log_not_chosen(keys / temperature, choice)  # the mask accumulates
+        choice = _softmax(keys, temperature)
+        chosen = chosen + choice
+    return chosen
+
+
+def sst_k_subset(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
+    """Sample a relaxed k-subset: the k-subset marginals of the perturbed logits, a stochastic softmax trick.
+
+    Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
+
+    Args:
+        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        k: size of the subset, 1 to N.
+        temperature: positive; lower is closer to a subset and has gradients of larger variance.
+        generator: source of the noise; torch's own when None.
+
+    Returns:
+        Samples of total mass k, [..., N], each entry in [0, 1].
+
+    Raises:
+        UsageError: k is outside 1..N, or the temperature is not positive.
+    """
+    _check_temperature(temperature)
+    return k_subset_marginals(_perturbed(logits, generator) / temperature, k)
+
+
+def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
+    """Compute how likely each entry is to be in a k-subset z drawn with probability proportional to exp(<z, logits>).
+
+    The partition function is the k-th elementary symmetric polynomial of exp(logits): the coefficient of x^k in
+    prod_i (1 + x exp(logits_i)), multiplied out two and two in log2(N) rounds.
+
+    Args:
+        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        k: size of the subset, 1 to N.
+
+    Returns:
+        Marginals, [..., N], each in [0, 1], with sum k.
+
+    Raises:
+        UsageError: k is outside 1..N.
+    """
+    _check_subset_size(k, logits)
+    return _gradient(lambda theta: _log_subset_sum(theta, k), logits)
+
+
+def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Tensor:
+    """Compute how likely each edge is to be in a spanning tree drawn with probability proportional to
+    exp(sum of its edges' weights).
+
+    Args:
+        weights: log-weights of the edges, [B, n, n]; an edge has the mean of its two entries, the diagonal is unused.
+        max_range: weights further than this below the largest one of their graph are raised to that distance;
+            smaller keeps more edges in play, and more gradients alive, at the price of a softer tree.
+
+    Returns:
+        Marginals, [B, n, n], symmetric, zero on the diagonal, with sum n - 1 over the edges (each counted once).
+
+    Raises:
+        UsageError: weights are not square, or max_range is not positive.
+    """
+    if weights.ndim < 2 or weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
+        raise UsageError(f"weights must be [B, n, n] with n of 2 or more, got {list(weights.shape)}")
+    n = weights.shape[-1]
+    first, second = torch.triu_indices(n, n, 1, device=weights.device)
+    edges = (weights[..., first, second] + weights[..., second, first]) / 2
+    return _symmetric_matrix(spanning_tree_edge_marginals(edges, max_range), n)
+
+
+def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -> Tensor:
+    """Compute `spanning_tree_marginals` from and to vectors of edges, in the order of `torch.triu_indices(n, n, 1)`.
+
+    The partition function is a minor of the graph's Laplacian (the matrix-tree theorem of Kirchhoff). Gaussian
+    elimination takes that determinant in n - 1 steps; each is a star-mesh transform, which removes a vertex and joins
+    its neighbours. It only adds and divides positive weights, so that in log space weights may differ by any factor.
+
+    Args:
+        weights: log-weights, [..., n (n - 1) / 2].
+        max_range: as in `spanning_tree_marginals`.
+
+    Returns:
+        Marginals, [..., n (n - 1) / 2], each in [0, 1], with sum n - 1.
+
+    Raises:
+        UsageError: the last dimension is not n (n - 1) / 2 for any n, or max_range is not positive.
+    """
+    n = (1 + math.isqrt(1 + 8 * weights.shape[-1])) // 2
+    if n < 2 or n * (n - 1) // 2 != weights.shape[-1]:
+        raise UsageError(f"no graph has {weights.shape[-1]} undirected edges; expected n (n - 1) / 2 weights")
+    if not max_range > 0:
+        raise UsageError(f"max_range must be positive, got {max_range}")
+    clipped = (weights - weights.amax(-1, keepdim=True)).clamp(min=max(-max_range, _LOG_ZERO))
+    return _gradient(lambda theta: _log_tree_sum(_symmetric_matrix(theta, n)), clipped)
+
+
+def independent_edge_marginals(weights: Tensor) -> Tensor:
+    """Compute how likely each edge is when all are drawn independently with log-odds `weights`, [...]."""
+    return torch.sigmoid(weights)
+
+
+def _check_subset_size(k: int, logits: Tensor) -> None:
+    if not 1 <= k <= logits.shape[-1]:
+        raise UsageError(f"cannot choose {k} of {logits.shape[-1]} entries; k must be 1 to {logits.shape[-1]}")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise UsageError(f"the temperature of a relaxation must be positive, got {temperature}")
+
+
+def _perturbed(logits: Tensor, generator: Generator | None) -> Tensor:
+    return logits + draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
+
+
+def _softmax(keys: Tensor, temperature: float) -> Tensor:
+    _check_temperature(temperature)
+    return torch.softmax(keys / temperature, dim=-1)
+
+
+def _log_not_chosen(scores: Tensor, choice: Tensor) -> Tensor:
+    """Compute log(1 - softmax(scores)), [..., N], given choice = softmax(scores), also where choice rounds to 1.
+
+    Only the largest entry can do so: there, 1 - choice is the share of all the others, summed as such.
+    """
+    top = scores.argmax(-1, keepdim=True)
+    others = scores.scatter(-1, top, -math.inf).logsumexp(-1, keepdim=True)
+    log_share_of_others = others - scores.logsumexp(-1, keepdim=True)
+    return torch.log1p(-choice.scatter(-1, top, 0.0)).scatter(-1, top, log_share_of_others)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """Compute the gradient of a batched scalar function; itself differentiable when theta requires gradients."""
+    differentiable = torch.is_grad_enabled() and theta.requires_grad
+    with torch.enable_grad():
+        inputs = theta if differentiable else theta.detach().requires_grad_()
+        return torch.autograd.grad(function(inputs).sum(), inputs, create_graph=differentiable)[0]
+
+
+def _log_subset_sum(logits: Tensor, k: int) -> Tensor:
+    """Compute the log of the sum of exp(<z, logits>) over all k-subsets z, up to a constant; [..., N] -> [...]."""
+    # The marginals do not change when all logits move; these keep the numbers small, hence their rounding.
+    logits = logits.clamp(min=_LOG_ZERO) - logits.topk(k, dim=-1).values.mean(-1, keepdim=True).detach()
+    size = logits.shape[-1]
+    logits = F.pad(logits, (0, 2 ** math.ceil(math.log2(size)) - size), value=_LOG_ZERO).movedim(-1, 0)
+    polynomials = torch.stack([torch.zeros_like(logits), logits])  # log coefficients of 1 + x exp(logit), [2, N, ...]
+    while polynomials.shape[1] > 1:
+        polynomials = _log_product(polynomials[:, 0::2], polynomials[:, 1::2], k)
+    return polynomials[k, 0]
+
+
+def _log_product(left: Tensor, right: Tensor, max_degree: int) -> Tensor:
+    """Multiply polynomials given by log coefficients [D, ...] and drops what is above max_degree."""
+    size = left.shape[0]
+    degree = torch.arange(min(2 * size - 1, max_degree + 1), device=left.device).unsqueeze(1)
+    partner = degree - torch.arange(size, device=left.device)  # left[i] meets right[degree - i]
+    partner = torch.where((partner < 0) | (partner >= size), size, partner)  # the padding: log 0
+    padding = torch.full_like(right[:1], _LOG_ZERO)
+    return torch.logsumexp(left + torch.cat([right, padding])[partner], dim=1)
+
+
+def _log_tree_sum(weights: Tensor) -> Tensor:
+    """Compute the log of the sum of exp(weight of the tree) over all spanning trees; [..., n, n] -> [...]."""
+    total = torch.zeros_like(weights[..., 0, 0])
+    while weights.shape[-1] > 1:
+        star = weights[..., 0, 1:]
+        degree = star.logsumexp(-1)
+        total = total + degree
+        mesh = star.unsqueeze(-1) + star.unsqueeze(-2) - degree[..., None, None]
+        weights = torch.logaddexp(weights[..., 1:, 1:], mesh)
+    return total
+
+
+def _symmetric_matrix(edges: Tensor, n: int) -> Tensor:
+    first, second = torch.triu_indices(n, n, 1, device=edges.device)
+    matrix = edges.new_zeros(*edges.shape[:-1], n, n)
+    matrix[..., first, second] = edges
+    matrix[..., second, first] = edges
+    return matrix

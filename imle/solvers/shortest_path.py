@@ -1,0 +1,122 @@
+"""Cheapest paths across grids, many at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_STEPS = {
+    4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
+    8: ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
+}
+
+
+def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
+    """Return the cells of the cheapest path from the top left to the bottom right corner of each grid.
+
+    This solver minimises <z, costs>: wrap it with `_is_minimization=True`. A path costs the sum of its cells, both
+    ends included. The result is always one simple path: among equally cheap ones, one with the fewest cells, the
+    same at every call.
+
+    A negative cost, which perturbation easily makes, counts as 0, for with negative cycles there would be no
+    cheapest path. A cell of cost inf (or NaN) is entered only where there is no other way.
+
+    The search is the Bellman-Ford recursion (R. Bellman, On a routing problem, 1958), one step for all cells of the
+    batch at a time, as many as the longest cheapest path has. On a GPU, each step asks the host whether to go on.
+
+    Args:
+        costs: cost of each cell, floating point, [..., H, W], H, W >= 1. Sums are taken in float64 for float64,
+            else in float32.
+        neighbours: cells reached from a cell: 4 (up, down, left, right), or 8 (diagonal steps too).
+
+    Returns:
+        z of the same shape, dtype and device: 1 for a cell of the path, else 0.
+
+    Raises:
+        ValueError: costs are not grids, or neighbours is neither 4 nor 8.
+        TypeError: costs are not floating point.
+
+    Example:
+        >>> shortest_path(torch.tensor([[[1.0, 1.0, 5.0], [9.0, 9.0, 1.0], [9.0, 9.0, 1.0]]]))
+        tensor([[[1., 1., 0.],
+                 [0., 0., 1.],
+                 [0., 0., 1.]]])
+    """
+    if neighbours not in _STEPS:
+        raise ValueError(f"neighbours must be 4 or 8; it is {neighbours}")
+    if not costs.is_floating_point():
+        raise TypeError(f"costs must be floating point, not {costs.dtype}; convert them first")
+    if costs.dim() < 2 or 0 in costs.shape[-2:]:
+        raise ValueError(f"costs must be grids [..., H, W]; their shape is {tuple(costs.shape)}")
+    grids = costs.detach().reshape(-1, *costs.shape[-2:]).permute(1, 2, 0)
+    distance, changed_at = _distances(_non_negative(grids), neighbours)
+    return _walk_back(distance, changed_at, neighbours).permute(2, 0, 1).to(costs.dtype).reshape(costs.shape)
+
+
+def _non_negative(costs: Tensor) -> Tensor:
+    """Return costs in 0..wall, where even a sum of walls over the whole grid is finite."""
+    dtype = torch.float64 if costs.dtype == torch.float64 else torch.float32
+    wall = torch.finfo(dtype).max / (2 * costs.shape[0] * costs.shape[1])
+    return costs.to(dtype).nan_to_num(nan=wall).clamp(0.0, wall).contiguous()
+
+
+def _distances(costs: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Return what the cheapest way to each cell costs, and the step at which it was found.
+
+    For costs [H, W, B], both are [H + 2, W + 2, B], with a border that no path enters.
+    """
+    height, width, batch = costs.shape
+    # One thread's work per step is a few passes over contiguous memory, since the batch is the last dimension.
+    distance = costs.new_full((height + 2, width + 2, batch), torch.inf)
+    changed_at = torch.zeros_like(distance, dtype=torch.int32)
+    inner, inner_changed_at = distance[1:-1, 1:-1], changed_at[1:-1, 1:-1]
+    inner[0, 0] = costs[0, 0]
+    step = 0
+    while True:
+        step += 1
+        candidate = _cheapest_neighbour(distance, neighbours).add_(costs)
+        improved = candidate < inner
+        if not improved.any():
+            return distance, changed_at
+        inner_changed_at.masked_fill_(improved, step)
+        torch.minimum(inner, candidate, out=inner)
+
+
+def _cheapest_neighbour(distance: Tensor, neighbours: int) -> Tensor:
+    """Return the minimum over the neighbours of each cell within the border, [H, W, B].
+
+    With 8 neighbours the cell itself takes part, which changes nothing: costs are not negative.
+    """
+    if neighbours == 4:
+        vertical = torch.minimum(distance[:-2, 1:-1], distance[2:, 1:-1])
+        horizontal = torch.minimum(distance[1:-1, :-2], distance[1:-1, 2:])
+        return torch.minimum(vertical, horizontal, out=vertical)
+    columns = torch.minimum(torch.minimum(distance[:-2], distance[1:-1]), distance[2:])
+    return torch.minimum(torch.minimum(columns[:, :-2], columns[:, 1:-1]), columns[:, 2:])
+
+
+def _walk_back(distance: Tensor, changed_at: Tensor, neighbours: int) -> Tensor:
+    """Return the cells of the path, [H, W, B], found from the goal backwards.
+
+    A cell's predecessor is the neighbour at the smallest distance and, among those, the one that reached it first.
+    The pair (distance, changed_at) falls at every move: the neighbour that gave a cell its distance is no farther,
+    and if as far it was there earlier. Hence no cycle, even among cells that cost nothing, nor through rounding.
+    """
+    height, width, batch = distance.shape
+    start, goal = width + 1, (height - 2) * width + width - 2  # in rows of `width` cells, border included
+    # Staying is a move too, which only the start prefers: paths of different lengths end together.
+    moves = [0] + [down * width + right for down, right in _STEPS[neighbours]]
+    offsets = torch.tensor(moves, device=distance.device)[:, None]
+    distance, changed_at = distance.flatten(0, 1), changed_at.flatten(0, 1)
+
+    z = torch.zeros_like(distance, dtype=torch.bool)
+    cell = torch.full((1, batch), goal, device=distance.device)
+    z.scatter_(0, cell, True)
+    while (cell != start).any():
+        reachable = cell + offsets
+        near = distance.gather(0, reachable)
+        first = changed_at.gather(0, reachable)
+        first.masked_fill_(near > near.amin(dim=0), torch.iinfo(first.dtype).max)
+        cell = reachable.gather(0, first.argmin(dim=0, keepdim=True))
+        z.scatter_(0, cell, True)
+    return z.view(height, width, batch)[1:-1, 1:-1]

@@ -1,0 +1,191 @@
+"""Target distributions: where the perturbation size lambda of the target parameters comes from.
+
+    theta' = alpha theta - lambda dy
+
+Source: Niepert, Minervini, Franceschi, "Implicit MLE", NeurIPS 2021 (a fixed lambda); Minervini, Franceschi,
+Niepert, "Adaptive Perturbation-Based Gradient Estimation for Discrete Latent Variable Models", AAAI 2023 (an
+adaptive one).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class BaseTargetDistribution(nn.Module, ABC):
+    """What a target distribution offers to a rule: a perturbation size, and what becomes of the difference g."""
+
+    alpha: float
+
+    @abstractmethod
+    def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
+        """Return lambda, 0-dimensional, from theta `[B, ...]` and dy `[B, S, ...]`."""
+
+    @abstractmethod
+    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the difference of solutions `[B, S, ...]`, scaled; an adaptive target takes note of it."""
+
+
+class TargetDistribution(BaseTargetDistribution):
+    """A fixed perturbation size.
+
+    Args:
+        alpha: how much of theta stays in theta'.
+        beta: the perturbation size lambda; smaller is less biased, larger is less sparse.
+        do_gradient_scaling: divide the gradient by lambda.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, do_gradient_scaling: bool = False):
+        super().__init__()
+        self.alpha, self.beta = _finite("alpha", alpha), _finite("beta", beta)
+        self.do_gradient_scaling = do_gradient_scaling
+
+    def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
+        """Return beta."""
+        return dy.new_full((), self.beta)
+
+    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the gradient, divided by lambda on demand; zero where lambda is zero."""
+        if not self.do_gradient_scaling:
+            return gradient
+        return gradient / self.beta if self.beta else torch.zeros_like(gradient)
+
+    def extra_repr(self) -> str:
+        """The options, for print()."""
+        return f"alpha={self.alpha}, beta={self.beta}, do_gradient_scaling={self.do_gradient_scaling}"
+
+
+class AdaptiveTargetDistribution(BaseTargetDistribution):
+    """A perturbation size that tunes itself until the gradient has the wanted number of non-zero entries.
+
+        lambda = beta ||theta|| / ||dy||
+
+    so beta is the size of the step relative to theta. After each backward pass, with n the number of non-zero
+    entries of g per solution,
+
+        N <- 0.9 N + 0.1 n;   u <- mu u + (eta if N < c else -eta);   beta <- max(beta + u, 0)
+
+    A pass whose dy is zero or not finite leaves this state alone. The state lives in buffers: it is in
+    `state_dict()`, moves with `.to()`, and follows theta to its device by itself.
+
+    Args:
+        initial_alpha: how much of theta stays in theta'.
+        initial_beta: beta at the start; smaller is less biased, larger is less sparse. 0 starts without bias: the
+            gradient is zero until beta has grown.
+        initial_grad_norm: N at the start.
+        beta_update_step: eta, how fast beta moves.
+        beta_update_momentum: mu, how much of the last move is kept.
+        grad_norm_decay_rate: 0.9 above; higher smooths n over more steps.
+        target_norm: c, the wanted number of non-zero entries; higher drives beta up.
+        exact_scaling: with S > 1 samples the step is taken with the norm of theta repeated S times, sqrt(S) larger.
+            False (as the published figures rest on) divides g by the lambda of theta as it is, True by the
+            lambda of the step; they differ by sqrt(S), and not at all for S = 1.
+    """
+
+    _beta: Tensor
+    _grad_norm: Tensor
+    _beta_update: Tensor
+
+    def __init__(
+        self,
+        initial_alpha: float = 1.0,
+        initial_beta: float = 1.0,
+        initial_grad_norm: float = 1.0,
+        beta_update_step: float = 1e-4,
+        beta_update_momentum: float = 0.0,
+        grad_norm_decay_rate: float = 0.9,
+        target_norm: float = 1.0,
+        exact_scaling: bool = False,
+    ):
+        super().__init__()
+        self.alpha = _finite("initial_alpha", initial_alpha)
+        self.beta_update_step = _finite("beta_update_step", beta_update_step)
+        self.beta_update_momentum = _finite("beta_update_momentum", beta_update_momentum)
+        self.grad_norm_decay_rate = _finite("grad_norm_decay_rate", grad_norm_decay_rate)
+        self.target_norm = _finite("target_norm", target_norm)
+        self.exact_scaling = exact_scaling
+        if _finite("initial_beta", initial_beta) < 0:
+            raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
+        if not 0 <= grad_norm_decay_rate <= 1:
+            raise ValueError(f"grad_norm_decay_rate must be between 0 and 1, not {grad_norm_decay_rate}")
+        for name, value in (
+            ("_beta", initial_beta),
+            ("_grad_norm", initial_grad_norm),
+            ("_beta_update", 0.0),
+        ):
+            self.register_buffer(name, torch.tensor(_finite(name.strip("_"), value), dtype=torch.float64))
+
+    @property
+    def beta(self) -> float:
+        """The relative perturbation size now; reading it waits for the device."""
+        return self._beta.item()
+
+    @property
+    def grad_norm(self) -> float:
+        """N, the running mean of the number of non-zero entries; reading it waits for the device."""
+        return self._grad_norm.item()
+
+    def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
+        """Return lambda = beta ||theta|| / ||dy||, norms over the whole batch, theta repeated S times; 0 for dy = 0."""
+        self._follow(dy.device)
+        norm = safe_norm(dy)
+        scale = math.sqrt(dy.shape[1]) * safe_norm(theta.masked_fill(theta.isinf(), 0.0))
+        # lambda = beta ||theta|| / ||dy||
+        return torch.where(norm > 0, self._beta * scale / norm, 0.0)
+
+    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the gradient divided by lambda, zero where lambda is zero, and move beta by one step."""
+        divisor = perturbation_size if self.exact_scaling else perturbation_size / math.sqrt(dy.shape[1])
+        scaled = gradient * torch.where(divisor > 0, 1.0 / divisor, 0.0)
+        self._update(gradient, dy)
+        return scaled
+
+    def _update(self, gradient: Tensor, dy: Tensor) -> None:
+        solutions = max(gradient.shape[0] * gradient.shape[1], 1)
+        nonzero = torch.count_nonzero(gradient) / solutions
+        decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
+        grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
+        sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
+        update = mu * self._beta_update + eta * (2 * sparse - 1)
+        beta = (self._beta + update).clamp(min=0.0)
+        largest = dy.abs().amax() if dy.numel() else dy.new_zeros(())
+        informative = (largest > 0) & torch.isfinite(largest)
+        self._grad_norm.copy_(torch.where(informative, grad_norm, self._grad_norm))
+        self._beta_update.copy_(torch.where(informative, update, self._beta_update))
+        self._beta.copy_(torch.where(informative, beta, self._beta))
+
+    def _follow(self, device: torch.device) -> None:
+        if self._beta.device != device:
+            self.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # .half() or .to(bfloat16) on a whole model must not round the state: steps of 1e-4 would vanish
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.double()
+        return self
+
+    def extra_repr(self) -> str:
+        """The state and the options, for print()."""
+        return f"alpha={self.alpha}, beta={self.beta:.6g}, target_norm={self.target_norm}, step={self.beta_update_step}"
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
+    if x.dtype != torch.float64 or not x.numel():
+        return torch.linalg.vector_norm(x, dtype=torch.float64)
+    largest = x.abs().amax()
+    return largest * torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1.0))
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    return float(value)
