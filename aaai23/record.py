@@ -62,10 +62,12 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         _remove(temporary)
-        if isinstance(error, OSError) and error.errno not in DISK_FULL:
-            reason = error.strerror or error
-            raise UsageError(f"cannot write {path}: {reason}; choose another place") from error
-        raise
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or str(error)
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, reason, str(path)) from error  # a failed write does not know its file
+        raise UsageError(f"cannot write {path}: {reason}; choose another place") from error
 
 
 def _remove(path: Path) -> None:

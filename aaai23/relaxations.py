@@ -264,7 +264,8 @@ def _log_tree_sum(weights: Tensor) -> Tensor:
         degree = star.logsumexp(-1)
         total = total + degree
         mesh = star.unsqueeze(-1) + star.unsqueeze(-2) - degree[..., None, None]
-        weights = torch.logaddexp(weights[..., 1:, 1:], mesh)
+        # not logaddexp: its second derivative is nan where the two are far apart
+        weights = torch.stack([weights[..., 1:, 1:], mesh]).logsumexp(0)
     return total
 
 

@@ -167,4 +167,6 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
             raise
         reason = next(iter(str(error).splitlines()), "")
         _LOGGER.warning("W&B cannot start online (%s): logging offline, `wandb sync` uploads it later", reason)
+        wandb.teardown()  # the failed start still holds the run's id
+        os.environ["WANDB_MODE"] = "offline"  # the process's next runs need not wait for the server again
         return wandb.init(mode="offline", settings=settings, **options)

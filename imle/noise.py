@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -173,16 +174,20 @@ class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
         0.155
     """
 
+    k: float
+    nb_iterations: int
+    device: Device
+
     def __init__(self, k: float, nb_iterations: int = 10, device: Device = None) -> None:
-        if isinstance(k, bool) or not isinstance(k, int | float):
+        if not isinstance(k, Real):
             raise TypeError(f"k is {k!r}; it must be a number")
-        if isinstance(nb_iterations, bool) or not isinstance(nb_iterations, int):
+        if not isinstance(nb_iterations, Integral):
             raise TypeError(f"nb_iterations is {nb_iterations!r}; it must be an integer")
         if not 0 < k < math.inf:
             raise ValueError(f"k is {k}; it must be positive and finite")
         if nb_iterations < 1:
             raise ValueError(f"nb_iterations is {nb_iterations}; it must be at least 1")
-        self.k, self.nb_iterations = k, nb_iterations
+        self.k, self.nb_iterations = k, int(nb_iterations)
         self.device = device
 
     def sample(
@@ -212,8 +217,13 @@ class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
         """Return, for each probability in `p`, the value below which a draw falls with that probability.
 
         Computed in float64 from the table that serves `sample`; probabilities beyond its ends give its end values.
+
+        Raises:
+            ValueError: an entry of `p` is outside [0, 1].
         """
-        scores = torch.special.ndtri(p.to(torch.float64))
+        if not ((p >= 0) & (p <= 1)).all():
+            raise ValueError("p holds values outside [0, 1]; it must hold probabilities")
+        scores = torch.special.ndtri(p.to(torch.float64)).contiguous()
         return _quantiles_of_scores_(scores, _table(float(self.k), self.nb_iterations, scores.dtype, p.device))
 
     def cumulant(self, n: int) -> float:
@@ -272,7 +282,7 @@ def _table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[
     with torch.inference_mode(False), torch.no_grad():
         values = _quantiles(k, s)
         rises = torch.cat([values.diff(), values.new_zeros(1)])
-        return values.to(device, dtype), rises.to(device, dtype)
+        return values.to(dtype).to(device), rises.to(dtype).to(device)
 
 
 # The exact distribution. P. G. Moschopoulos, The distribution of the sum of independent gamma random variables,
@@ -356,7 +366,7 @@ def _negative_binomial_sum(shapes: Tensor, failures: Tensor, nb_terms: int) -> T
     """Return P(N = m), m < nb_terms, of a sum of negative binomials: shapes [J], failure probabilities [J]."""
     # m P(N = m) = sum_{j=1..m} c_j P(N = m - j) with c_j = sum_i shape_i failure_i^j; scaled as it grows.
     powers = torch.arange(nb_terms, 0, -1, dtype=torch.float64, device="cpu")
-    c = torch.cat([shapes @ piece for piece in (failures[:, None] ** powers).split(2**14, dim=1)])
+    c = shapes @ failures[:, None] ** powers
     pmf = torch.zeros_like(c)
     pmf[0] = 1.0
     for m in range(1, nb_terms):

@@ -148,7 +148,7 @@ def test_write_makes_six_files_and_nothing_else(tmp_path):
         assert (edges.sum((1, 2)) == 8).all()
 
 
-def test_files_depend_on_seed_and_split_only(tmp_path, monkeypatch):
+def test_files_depend_on_seed_and_split_only(tmp_path):
     first = S.write(tmp_path / "a", 2, 6, sizes=(5, 5, 5))
     second = S.write(tmp_path / "b", 2, 6, sizes=(5, 5, 5))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -189,18 +189,24 @@ def test_an_interrupted_write_leaves_the_old_files_and_no_pieces(tmp_path, monke
 # The command line
 
 
-def test_the_module_runs_from_the_shell(tmp_path):
-    command = "-m aaai23.nri.simulate --timesteps 2 --vertices 4 --samples 3 2 1 --seed 5 --suffix _x --sample --output"
-    result = subprocess.run(
-        [sys.executable, *command.split(), str(tmp_path / "data")], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == result.stderr == ""  # no progress bar in a log
+def test_the_command_line_sets_every_option_and_is_quiet_when_piped(tmp_path, capsys):
+    command = "--timesteps 2 --vertices 4 --samples 3 2 1 --seed 5 --suffix _x --sample --output"
+    S.main([*command.split(), str(tmp_path / "data")])
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
     assert {path.name for path in (tmp_path / "data").iterdir()} == {
         S.SAMPLE_MARKER,
         *(f"{kind}_{split}_x.npy" for kind in ("data", "edges") for split in S.SPLITS),
     }
     expected = S.write(tmp_path / "same", 2, 4, (3, 2, 1), seed=5, suffix="_x")[0]
     assert (tmp_path / "data" / expected.name).read_bytes() == expected.read_bytes()
+
+
+def test_the_module_runs_from_the_shell():
+    command = [sys.executable, "-m", "aaai23.nri.simulate", "--timesteps", "0", "--output", "unused"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "time steps must be at least 1" in result.stderr
 
 
 def test_the_marker_of_sample_data_is_optional_and_an_earlier_one_stays(tmp_path):

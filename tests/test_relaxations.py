@@ -66,12 +66,10 @@ def test_gradients_of_subset_marginals_pass_gradcheck(n, k):
 def test_subset_marginals_are_stable_in_single_precision(n, k, scale):
     logits = (scale * torch.randn(4, n)).requires_grad_()
     marginals = R.k_subset_marginals(logits, k)
-    torch.testing.assert_close(marginals.sum(-1), torch.full((4,), float(k)))
+    torch.testing.assert_close(marginals.sum(-1), torch.full((4,), float(k)), atol=1e-4, rtol=0)
     assert marginals.min() >= 0
     assert marginals.max() <= 1 + 1e-4
-    torch.testing.assert_close(
-        marginals.double(), R.k_subset_marginals(logits.double(), k), atol=2e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(marginals.double(), R.k_subset_marginals(logits.double(), k), atol=2e-4, rtol=1e-3)
     (marginals * torch.randn(4, n)).sum().backward()
     assert logits.grad.isfinite().all()
 
@@ -157,9 +155,7 @@ def test_tree_marginals_are_stable_in_single_precision(scale):
     marginals = R.spanning_tree_edge_marginals(edges)
     torch.testing.assert_close(marginals.sum(-1), torch.full((8,), 9.0))
     assert marginals.min() >= 0
-    torch.testing.assert_close(
-        marginals.double(), R.spanning_tree_edge_marginals(edges.double()), atol=2e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(marginals.double(), R.spanning_tree_edge_marginals(edges.double()), atol=2e-4, rtol=1e-3)
     (marginals * torch.randn(8, 45)).sum().backward()
     assert edges.grad.isfinite().all()
 
@@ -267,14 +263,12 @@ def test_softsub_follows_the_published_recursion():
 
 
 @pytest.mark.parametrize("relaxation", [R.softsub, R.sst_k_subset])
-@pytest.mark.parametrize(("dtype", "scale"), [(DOUBLE, 1.0), (torch.float32, 1e3)])
-def test_cold_samples_are_the_top_k_of_perturbed_logits_and_take_none_twice(relaxation, dtype, scale):
+@pytest.mark.parametrize(("dtype", "scale", "temperature"), [(DOUBLE, 1.0, 1e-6), (torch.float32, 1e3, 1e-3)])
+def test_cold_samples_are_the_top_k_of_perturbed_logits_and_take_none_twice(relaxation, dtype, scale, temperature):
     logits = scale * torch.randn(200, 12, dtype=dtype)
     expected = top_k_indicator(logits + gumbel_like(logits), 5)
-    sample = relaxation(logits, 5, 1e-3, generator=seeded())
-    same = (sample - expected).abs().amax(-1) < 1e-3
-    assert same.double().mean() > 0.9  # the rest are near ties, which no temperature above zero breaks
-    assert sample.max() < 1.5
+    sample = relaxation(logits, 5, temperature, generator=seeded())
+    torch.testing.assert_close(sample, expected, atol=1e-3, rtol=0)
 
 
 def test_softsub_never_takes_a_masked_entry():

@@ -205,7 +205,7 @@ def test_an_unwritable_path_is_named_and_a_failed_save_leaves_no_trace(tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*model\.pt"):
         save_checkpoint(tmp_path / "model.pt", {"step": 2})
     assert load_checkpoint(tmp_path / "model.pt") == {"step": 1}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "model.pt"]
@@ -454,12 +454,33 @@ def test_a_server_out_of_reach_means_offline(tmp_path, fake_wandb, monkeypatch, 
         return working(mode=mode, **options)
 
     fake_wandb.module.init = init
-    with Run("l2x", "x", 0, CONFIG, results_dir=tmp_path, wandb_project="p") as run:
-        run.log(1, {"loss": 1.0})
-        run.finish({})
-    assert [options["mode"] for options in fake_wandb.init] == ["offline"]
-    assert fake_wandb.log == [(1, {"loss": 1.0})]
+    fake_wandb.module.teardown = lambda: None
+    for seed in range(2):
+        with Run("l2x", "x", seed, CONFIG, results_dir=tmp_path, wandb_project="p") as run:
+            run.log(1, {"loss": 1.0})
+            run.finish({})
+    assert [options["mode"] for options in fake_wandb.init] == ["offline", "offline"]
+    assert fake_wandb.log == [(1, {"loss": 1.0})] * 2
     assert len(caplog.records) == 1
+
+
+@pytest.mark.slow
+def test_with_an_account_but_no_network_wandb_logs_offline(tmp_path):
+    code = """
+        from aaai23 import tracking
+        from aaai23.run import Run
+        tracking._INIT_SECONDS = 1
+        for seed in range(2):
+            with Run("vae", "x", seed, {}, wandb_project="p") as run:
+                run.log(1, {"loss": 1.0})
+                run.finish({})
+    """
+    account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": None}
+    code, _, err = outcome(start(code, tmp_path, HOME=str(tmp_path), **account))
+    assert code == 0, err
+    assert err.count("W&B cannot start online") == 1
+    assert err.count("Run history:") == 2
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
 def test_an_interruption_while_wandb_starts_is_recorded(tmp_path, fake_wandb):

@@ -31,7 +31,7 @@ TRAINED_ASPECTS = range(4)  # as in BeerAdvocate, "overall" has ratings and rang
 CORRELATION = 0.55  # between the ratings of two aspects, before rounding
 RATING_MEAN, RATING_STD = 0.62, 0.2
 WORD_NOISE = 0.1  # spread of a graded word's level around its aspect's rating
-MEAN_SENTENCES, LENGTH_SPREAD = 1.3, 0.55  # sentences per aspect; log-normal spread between reviews
+MEAN_SENTENCES, LENGTH_SPREAD = 1.6, 0.55  # sentences per aspect; log-normal spread between reviews
 MIN_REVIEWS = 20
 
 MARKER_TEXT = "Sample data made by aaai23.l2x.sample: nobody wrote these reviews, and no result on them is published.\n"
@@ -100,15 +100,15 @@ ADVERBS = "very quite rather really fairly somewhat truly"
 
 # N noun, S graded word, D detail, A adverb, P proper name, and other words as they stand.
 CLAUSES = (
+    "A S and S N",
+    "a S , S N",
+    "S N , S N and D",
     "the N is A S and S",
-    "the N is S with some D",
-    "a S N",
-    "a S , S N with D and D",
-    "i find the N A S",
-    "S N , a touch of D",
-    "its N seems S",
-    "N and N are both A S",
-    "D and D make for a S N",
+    "its N is S , S and A S",
+    "a S N with S D",
+    "N : S , S , S",
+    "a S and S N of D and S D",
+    "both N and N seem S",
 )
 OPENINGS = (
     ("it pours D with", "in the glass ,", "it looks S ,"),
@@ -305,13 +305,14 @@ def _annotation_line(review: Review) -> str:
 
 
 def _vector_lines(reviews: Sequence[Review], seed: int) -> Iterable[str]:
-    """Yields each word with its vector, trained by gensim on sentences; words seen less than 3 times have none."""
+    """Yields each word with its vector, trained by gensim on the reviews; words seen less than 3 times have none."""
     from gensim.models import Word2Vec
 
     model = Word2Vec(
-        [words for review in reviews for _, words in review.sentences],
+        [review.tokens for review in reviews],
         vector_size=EMBEDDING_SIZE,
-        window=5,
+        window=10,  # reaches into neighbouring sentences: words of one grade are alike across aspects too
+        sample=1e-4,  # skips most of the frequent words, which would get the longest vectors
         min_count=3,
         epochs=5,
         seed=seed + 1,  # gensim takes 0 for "no seed"

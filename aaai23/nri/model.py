@@ -2,21 +2,20 @@
 
 n vertices have U = n(n-1)/2 undirected and E = n(n-1) directed edges. Undirected edges come in the order of
 `torch.triu_indices(n, n, 1)`; directed ones row by row of an n x n matrix without its diagonal, where the row is the
-receiver and the column the sender, so the n - 1 edges into one vertex lie next to each other.
+receiver and the column the sender, so that the n - 1 edges into one vertex lie next to each other.
 
 What makes it fast, with the results of a plain implementation:
 
-* a dense layer on [sender, receiver] is the sum of two dense layers on vertices, W [x_s; x_r] = W_s x_s + W_r x_r;
-* a start point whose predictions are cut off is not rolled out;
-* a message whose weight is zero is not computed where nothing needs it, and is never back-propagated.
+* a dense layer on [sender, receiver] is a sum of two layers on vertices: W [x_s; x_r] = W_s x_s + W_r x_r;
+* a start point is rolled out only as far as its predictions are kept;
+* on a CPU, a message of weight 0 is never back-propagated, and is computed only for the gradient of its weight.
 
 Reference: T. Kipf, E. Fetaya, K.-C. Wang, M. Welling, R. Zemel, *Neural Relational Inference for Interacting
 Systems*, ICML 2018.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -26,14 +25,237 @@ from torch.autograd.function import once_differentiable
 
 from aaai23.errors import UsageError
 
-GRAPHS_AT_ONCE = 64  # in evaluation: few enough for the messages to stay in the processor's cache
+GRAPHS_AT_ONCE = 64  # without gradients: few enough for the messages to stay in the processor's cache
 
 
 def directed_edges(vertices: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """Return the receivers and the senders of all directed edges, `[E]` each."""
-    off_diagonal = ~torch.eye(vertices, dtype=torch.bool, device=device)
-    # A fixed size, unlike that of nonzero(), spares a GPU the wait for the host.
-    index = torch.arange(vertices * vertices, device=device).view(vertices, vertices)
-    index = _off_diagonal(index[None, :, :, None]).flatten()
-    del off_diagonal
-    return index // vertices, index % vertices
+    """Return the receivers and the senders of the directed edges, `[E]` each.
+
+    >>> directed_edges(3)
+    (tensor([0, 0, 1, 1, 2, 2]), tensor([1, 2, 0, 2, 0, 1]))
+    """
+    return _ends(torch.arange(vertices * (vertices - 1), device=device), vertices)
+
+
+def _ends(edge: Tensor, vertices: int) -> tuple[Tensor, Tensor]:
+    """Return receivers and senders of edges, counted on through graph after graph, as vertices counted likewise."""
+    receiver, place = edge // (vertices - 1), edge % (vertices - 1)
+    row = receiver % vertices
+    return receiver, receiver - row + place + (place >= row)
+
+
+def to_directed(undirected: Tensor, vertices: int) -> Tensor:
+    """Return both directions of undirected edges, `[..., U]` to `[..., E]`."""
+    receiver, sender = directed_edges(vertices, undirected.device)
+    low, high = torch.minimum(receiver, sender), torch.maximum(receiver, sender)
+    return undirected[..., low * (2 * vertices - low - 1) // 2 + high - low - 1]
+
+
+def symmetrise(directed: Tensor, vertices: int) -> Tensor:
+    """Return the mean of the two directions of every edge, `[..., E]` to `[..., U]`."""
+    low, high = torch.triu_indices(vertices, vertices, 1, device=directed.device)
+    return (directed[..., low * (vertices - 1) + high - 1] + directed[..., high * (vertices - 1) + low]) / 2
+
+
+def _pair_sum(send: Tensor, receive: Tensor) -> Tensor:
+    """Return send[s] + receive[r] for all directed edges, two `[B, n, h]` to `[B, E, h]`."""
+    n = send.shape[1]
+    grid = (receive.unsqueeze(2) + send.unsqueeze(1)).flatten(1, 2)
+    # From the second entry on, n rows of n are n - 1 rows of n + 1 that end on the diagonal.
+    return grid[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :n].flatten(1, 2)
+
+
+class MLP(nn.Module):
+    """Two dense layers with ELU, then batch norm over all rows of the batch."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int, dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(n_in, n_hidden)
+        self.fc2 = nn.Linear(n_hidden, n_out)
+        self.bn = nn.BatchNorm1d(n_out)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows `[B, rows, n_in]` to `[B, rows, n_out]`."""
+        return self._finish(self.fc1(x))
+
+    def forward_edges(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map [sender, receiver, skip] to `[B, E, n_out]`: `x` `[B, n, h]` of vertices, `skip` `[B, E, k]` of edges."""
+        width = x.shape[-1]
+        send, receive, rest = self.fc1.weight.split((width, width, self.fc1.in_features - 2 * width), dim=1)
+        pairs = _pair_sum(F.linear(x, send), F.linear(x, receive, self.fc1.bias))
+        return self._finish(pairs if skip is None else pairs + F.linear(skip, rest))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.elu(x), self.dropout, self.training)
+        x = F.elu(self.fc2(x))
+        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class MLPEncoder(nn.Module):
+    """Reads a trajectory and returns one logit per directed edge.
+
+    Args:
+        n_in: numbers per vertex, frames times dimensions.
+        hidden: width of all layers.
+        dropout: probability of dropping a hidden unit in training.
+        factor: pass from edges to vertices and back once more (the factor graph encoder).
+    """
+
+    def __init__(self, n_in: int, hidden: int = 256, dropout: float = 0.0, factor: bool = True):
+        super().__init__()
+        self.factor = factor
+        self.mlp1 = MLP(n_in, hidden, hidden, dropout)
+        self.mlp2 = MLP(2 * hidden, hidden, hidden, dropout)
+        self.mlp3 = MLP(hidden, hidden, hidden, dropout)
+        self.mlp4 = MLP((3 if factor else 2) * hidden, hidden, hidden, dropout)
+        self.fc_out = nn.Linear(hidden, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw Xavier-normal weights and set biases to 0.1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.constant_(module.bias, 0.1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits of directed edges `[B, E]` for positions `[B, n, T, dims]`; see `symmetrise`."""
+        vertices = inputs.shape[1]
+        edges = skip = self.mlp2.forward_edges(self.mlp1(inputs.flatten(2)))
+        if self.factor:
+            incoming = edges.unflatten(1, (vertices, vertices - 1)).sum(2) / vertices
+            edges = self.mlp4.forward_edges(self.mlp3(incoming), skip)
+        else:
+            edges = self.mlp4(torch.cat([self.mlp3(edges), skip], dim=-1))
+        return self.fc_out(edges).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class _TypedEdges:
+    """The edges of one type: their weights, and where those are not 0 (None: not looked for)."""
+
+    weight: Tensor  # [R, E]
+    rows: Tensor | None = None  # [K], counted over [R, E]
+
+    @classmethod
+    def of(cls, weight: Tensor, look: bool) -> "_TypedEdges":
+        return cls(weight, weight.detach().flatten().nonzero().squeeze(1) if look else None)
+
+
+class _Messages(torch.autograd.Function):
+    """agg_r = sum_s w_rs relu(W relu(send_s + receive_r) + b), back-propagated only where w is not 0."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, send: Tensor, receive: Tensor, w: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, every: bool
+    ) -> Tensor:
+        """Return `[R, n, m]` for `[R, n, h]` twice and `[R, E]`; `every`: the gradient of w will be asked for."""
+        n = send.shape[1]
+        edges = torch.arange(w.numel(), device=w.device) if every else rows
+        message = F.linear(_hidden(send, receive, edges), weight, bias).relu_()
+        weighted = message * w.flatten()[edges].unsqueeze(1)
+        ctx.save_for_backward(send, receive, w, weight, message, rows)
+        ctx.every = every
+        gathered = send.new_zeros(send.shape[0] * n, weight.shape[0])
+        return gathered.index_add_(0, edges // (n - 1), weighted).unflatten(0, send.shape[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of send, receive, w, weight and bias."""
+        send, receive, w, weight, message, rows = ctx.saved_tensors
+        n = send.shape[1]
+        receivers, senders = _ends(rows, n)
+        grad = grad.flatten(0, 1)
+        grad_w = None
+        if ctx.every:
+            grad_w = (message.unflatten(0, (-1, n - 1)) * grad.unsqueeze(1)).sum(-1).view_as(w)
+            message = message.index_select(0, rows)
+        grad_message = grad.index_select(0, receivers).mul_(w.flatten()[rows].unsqueeze(1))
+        grad_message.mul_(message > 0)
+        hidden = _hidden(send, receive, rows)
+        grad_hidden = (grad_message @ weight).mul_(hidden > 0)
+        grad_send, grad_receive = (
+            torch.zeros_like(send.flatten(0, 1)).index_add_(0, ends, grad_hidden).view_as(send)
+            for ends in (senders, receivers)
+        )
+        return grad_send, grad_receive, grad_w, grad_message.T @ hidden, grad_message.sum(0), None, None
+
+
+def _hidden(send: Tensor, receive: Tensor, edges: Tensor) -> Tensor:
+    """Return relu(send_s + receive_r) of the given edges, `[K, h]`."""
+    receivers, senders = _ends(edges, send.shape[1])
+    hidden = send.flatten(0, 1).index_select(0, senders)
+    return hidden.add_(receive.flatten(0, 1).index_select(0, receivers)).relu_()
+
+
+class MLPDecoder(nn.Module):
+    """Predicts each frame from the one before, by messages along weighted edges of several types.
+
+    Args:
+        dims: dimensions of a position.
+        edge_types: number of edge types, each with a message network of its own.
+        message_hidden: hidden width of the message networks.
+        message_out: width of a message.
+        hidden: width of the output network.
+        dropout: probability of dropping a hidden unit in training.
+        skip_first: edges of type 0 ("no edge") carry no message.
+    """
+
+    def __init__(
+        self,
+        dims: int = 2,
+        edge_types: int = 2,
+        message_hidden: int = 256,
+        message_out: int = 256,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        skip_first: bool = False,
+    ):
+        super().__init__()
+        self.msg_fc1 = nn.ModuleList([nn.Linear(2 * dims, message_hidden) for _ in range(edge_types)])
+        self.msg_fc2 = nn.ModuleList([nn.Linear(message_hidden, message_out) for _ in range(edge_types)])
+        self.out_fc1 = nn.Linear(dims + message_out, hidden)
+        self.out_fc2 = nn.Linear(hidden, hidden)
+        self.out_fc3 = nn.Linear(hidden, dims)
+        self.dropout = dropout
+        self.skip_first = skip_first
+
+    def forward(self, inputs: Tensor, edges: Tensor, prediction_steps: int) -> Tensor:
+        """Return predictions of frames 1 to T-1, `[B*S, n, T-1, dims]`.
+
+        Every `prediction_steps`-th frame is a start point, from which the model feeds on its own predictions until
+        the next one; with 1 it sees the true frame before each prediction (teacher forcing).
+
+        Args:
+            inputs: positions `[B, n, T, dims]`.
+            edges: `[B*S, U]` or `[B*S, E]`, z in [0, 1] where type 1 has weight z and type 0 weight 1 - z (two types);
+                or a weight per type, `[B*S, U, types]` or `[B*S, E, types]`. The S samples of an instance are
+                neighbours. Exact zeros save work.
+            prediction_steps: from 1 to T.
+
+        Raises:
+            UsageError: `prediction_steps` is out of range, or the shape of `edges` fits neither the inputs nor the
+                number of types.
+        """
+        _, vertices, timesteps, _ = inputs.shape
+        if not 1 <= prediction_steps <= timesteps:
+            raise UsageError(f"prediction_steps is {prediction_steps}: choose 1 to {timesteps}, the number of frames")
+        weights = self._type_weights(inputs, edges)
+        starts = inputs.transpose(1, 2)[:, ::prediction_steps]
+        x = starts.repeat_interleave(edges.shape[0] // inputs.shape[0], dim=0)
+        rollout: list[Tensor] = []
+        kept = 0
+        for step in range(min(prediction_steps, timesteps - 1)):
+            # Start point i predicts frame i * prediction_steps + step + 1; later than T-1 is of no use.
+            last, kept = kept, -(-(timesteps - 1 - step) // prediction_steps)
+            if kept != last:
+                x, typed = x[:, :kept], self._typed_edges(weights, kept)
+            x = self._step(x.flatten(0, 1), typed).unflatten(0, x.shape[:2])
+            rollout.append(x)
+        frames = [rollout[t % prediction_steps][:, t // prediction_steps] for t in range(timesteps - 1)]
+        return torch.stack(frames, dim=2)
+
+    def _type_weights(self, inputs: Tensor, edges: Tensor) -> list[Tensor]:
+        ...

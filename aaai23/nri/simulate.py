@@ -157,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        write(
-            options.output, options.timesteps, options.vertices, options.samples, options.seed, options.suffix
-        )
+        write(options.output, options.timesteps, options.vertices, options.samples, options.seed, options.suffix)
         if options.sample:
             _mark_as_sample(Path(options.output))
     except (UsageError, OSError) as error:
@@ -233,7 +231,9 @@ def _fill(data: np.memmap, edges: np.memmap, rng: np.random.Generator, progress:
 def _mark_as_sample(folder: Path) -> None:
     marker = folder / SAMPLE_MARKER
     if not marker.exists():
-        marker.write_text("The files in this folder are sample data: small, made by a program, for trying things out.\n")
+        marker.write_text(
+            "The files in this folder are sample data: small, made by a program, for trying things out.\n"
+        )
 
 
 if __name__ == "__main__":

@@ -69,20 +69,20 @@ class BatchedSolver:
 
     def _split(self, theta: Tensor, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
         """Return the positional and keyword arguments of the solver for each instance."""
+        import numpy
+
         batch = len(theta)
-        convert = _to_numpy if self.instance == "numpy" else lambda tensor: tensor
 
         def per_instance(value: Any) -> Any:
-            shape = getattr(value, "shape", ())
-            if not (isinstance(shape, tuple) and shape and shape[0] == batch):
+            if not isinstance(value, Tensor | numpy.ndarray) or value.ndim == 0 or len(value) != batch:
                 return [value] * batch
-            return convert(value) if isinstance(value, Tensor) else value
+            if isinstance(value, numpy.ndarray):
+                return value
+            return _to_numpy(value) if self.instance == "numpy" else value.detach()
 
         rows = [per_instance(value) for value in (theta, *args)]
         named = {name: per_instance(value) for name, value in kwargs.items()}
-        return [
-            (tuple(row[i] for row in rows), {name: row[i] for name, row in named.items()}) for i in range(batch)
-        ]
+        return [(tuple(row[i] for row in rows), {name: row[i] for name, row in named.items()}) for i in range(batch)]
 
     def _solve_in_pool(self, calls: list[tuple[tuple, dict[str, Any]]]) -> list[Any]:
         pool = self._started_pool()
@@ -188,9 +188,7 @@ def batched(
     return lift if solver is None else lift(solver)
 
 
-def _solve_each(
-    lifted: BatchedSolver, calls: list[tuple[tuple, dict[str, Any]]], first: int, apart: bool
-) -> list[Any]:
+def _solve_each(lifted: BatchedSolver, calls: list[tuple[tuple, dict[str, Any]]], first: int, apart: bool) -> list[Any]:
     """Return the solver's results, as tensors or, from a process apart, in a form that travels by value."""
     results = []
     for i, (args, kwargs) in enumerate(calls, start=first):
