@@ -200,13 +200,8 @@ run_module() { # MODULE ARGUMENT...
         [[ ! -x .venv/bin/python ]] || python=.venv/bin/python
     fi
     has "$python" || die "$python is not here: set PYTHON to a Python with the packages of requirements.txt"
-    PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@" || die "failed: $python -m $*"
-}
-
-# Makes one part of the sample data, unless it is there or its task is not part of this checkout.
-make_sample() { # MODULE ARGUMENT...
-    local source=${1//./\/}.py
-    if [[ -f $source ]]; then run_module "$@"; else say "skipped: no $source here"; fi
+    # one thread: these programs gain nothing from more, and lose much where other jobs want the cores too
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@" || die "failed: $python -m $*"
 }
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -240,10 +235,10 @@ get_nri_released() {
 }
 
 get_sample() {
-    there data/sample "${l2x_files[@]}" || make_sample aaai23.l2x.sample --output data/sample
-    there data/sample/mnist "${mnist_files[@]}" || make_sample aaai23.dvae.sample --output data/sample/mnist
+    there data/sample "${l2x_files[@]}" || run_module aaai23.l2x.sample --output data/sample
+    there data/sample/mnist "${mnist_files[@]}" || run_module aaai23.dvae.sample --output data/sample/mnist
     there data/sample "${nri_files_10[@]}" ||
-        make_sample aaai23.nri.simulate --timesteps 10 --samples 1000 200 200 --output data/sample --sample
+        run_module aaai23.nri.simulate --timesteps 10 --samples 1000 200 200 --output data/sample --sample
 }
 
 main() {

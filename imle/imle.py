@@ -94,8 +94,8 @@ def imle(
     """Make a solver differentiable with I-MLE: as a decorator, bare or with options, or as `MAPLayer`'s estimator.
 
     The decorated solver maps theta `[B, ...]` to solutions `[B*S, ...]`, the S samples of one instance side by
-    side. It keeps the solver's extra arguments: tensors among them whose first dimension is B are repeated to
-    match the rows of a call. Its gradient is averaged over S.
+    side. It keeps the solver's extra arguments: tensors and arrays among them whose first dimension is B are
+    repeated to match the rows of a call. Its gradient is averaged over S.
 
     Args:
         function: the solver, theta `[B, ...]` -> z of the same shape; None returns the estimator.

@@ -53,4 +53,4 @@ class MAPLayer(nn.Module):
     @torch.no_grad()
     def _solve(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         bound = BoundSolver(self.solver, check_theta(theta).shape[0], args, kwargs)
-        return bound(theta.clone(memory_format=torch.contiguous_format)[None, :, None])[0, :, 0]
+        return bound(theta.clone(memory_format=torch.contiguous_format)[None, :, None])[0, :, 0].clone()

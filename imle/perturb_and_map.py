@@ -11,6 +11,7 @@ Shapes: B instances, S samples, M marginal samples, `...` the shape of one insta
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ Solver = Callable[..., Any]
 class BoundSolver:
     """A solver with its extra arguments bound, over the rows of one batch of B instances.
 
-    Tensors among the arguments whose first dimension is B are repeated to match the rows of each call; none of
-    them gets a gradient.
+    Tensors and numpy arrays among the arguments whose first dimension is B are repeated to match the rows of each
+    call; none of them gets a gradient.
     """
 
     def __init__(self, solver: Solver, batch_size: int, args: tuple, kwargs: dict):
@@ -38,9 +39,11 @@ class BoundSolver:
     def __call__(self, theta: Tensor) -> Tensor:
         """Solve `[P, B, R, ...]`, R rows for each instance in each of P passes, in one call of the solver.
 
-        The solver owns the memory that it is given. The answer has the shape, dtype and device of `theta`.
+        The solver owns the memory that it is given, and may use that of its answer again in the next call. The answer
+        has the shape, dtype and device of `theta`.
 
         Raises:
+            TypeError: the solver's answer is no tensor or array of numbers.
             ValueError: the solver's answer has another shape than its parameters.
         """
         passes, _, rows = theta.shape[:3]
@@ -50,19 +53,35 @@ class BoundSolver:
         shape = tuple(parameters.shape)
         args = [self._match(value, passes, rows) for value in self.args]
         kwargs = {name: self._match(value, passes, rows) for name, value in self.kwargs.items()}
-        z = torch.as_tensor(self.solver(parameters, *args, **kwargs))
+        z = _as_tensor(self.solver(parameters, *args, **kwargs))
         if tuple(z.shape) != shape:
             raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
         return z.detach().to(theta).reshape(theta.shape)
 
     def _match(self, value: Any, passes: int, rows: int) -> Any:
+        if isinstance(value, Tensor):
+            value = value.detach()
+        elif not _is_array(value):
+            return value
+        if value.ndim == 0 or value.shape[0] != self.batch_size or passes * rows == 1:
+            return value
         if not isinstance(value, Tensor):
-            return value
-        value = value.detach()
-        if value.dim() == 0 or value.shape[0] != self.batch_size or passes * rows == 1:
-            return value
+            return value[torch.arange(self.batch_size).repeat_interleave(rows).repeat(passes).numpy()]
         value = value.repeat_interleave(rows, dim=0)
         return value.repeat(passes, *[1] * (value.dim() - 1))
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _as_tensor(answer: Any) -> Tensor:
+    try:
+        return torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"a solver must return a tensor or an array of numbers, not {type(answer).__name__}: {error}"
+        raise TypeError(message) from error
 
 
 class _PerturbAndMAP(torch.autograd.Function):
@@ -71,7 +90,8 @@ class _PerturbAndMAP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta: Tensor, noise: Tensor | None, estimator: PerturbAndMAP, solver: BoundSolver):
         perturbed = estimator.perturb(theta, noise)
-        z = estimator.average(solver(perturbed[None]))[0].flatten(0, 1)
+        # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
+        z = estimator.average(solver(perturbed[None]))[0].flatten(0, 1).clone()
         ctx.estimator, ctx.solver = estimator, solver
         ctx.save_for_backward(theta, noise, z)
         return z
@@ -138,7 +158,7 @@ class PerturbAndMAP:
         return differentiable_solver
 
     @torch.compiler.disable
-    def apply(self, solver: Solver, theta: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> Any:
         """Solve a perturbed theta `[B, ...]`; returns z `[B*S, ...]`, the samples of one instance side by side."""
         bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)
         return _PerturbAndMAP.apply(theta, self.draw_noise(theta), self, bound)
@@ -170,10 +190,10 @@ class PerturbAndMAP:
 
     def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
         """Return theta + tau eps `[B, S*M, ...]` in fresh memory, which a solver may overwrite."""
-        # theta + tau eps
         rows = self.nb_samples * self.nb_marginal_samples
         if noise is None or self.theta_noise_temperature == 0:
             return theta.unsqueeze(1).repeat_interleave(rows, dim=1).contiguous()
+        # theta + tau eps
         return torch.add(theta.unsqueeze(1), noise, alpha=self.theta_noise_temperature)
 
     def average(self, z: Tensor) -> Tensor:

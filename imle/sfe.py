@@ -42,18 +42,22 @@ class SFE(PerturbAndMAP):
             raise ValueError("sfe needs a noise_temperature above 0: without noise the solution has no density")
         if self.nb_marginal_samples != 1:
             raise ValueError("sfe takes no nb_marginal_samples: use nb_samples")
+        if self.nonfinite != "raise":
+            raise ValueError("sfe takes no nonfinite: it sees losses, not dy")
 
     @torch.compiler.disable
-    def apply(self, solver: Solver, theta: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return z `[B*S, ...]`, detached, and log p(u; theta) `[B*S]`, differentiable in theta."""
         bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)
         tau, noise = self.theta_noise_temperature, self.draw_noise(theta)
         assert noise is not None
         with torch.no_grad():
             u = self.perturb(theta, noise)
-            z = bound(u.clone()[None])[0].flatten(0, 1)
+            z = bound(u.clone()[None])[0].flatten(0, 1).clone()
+        # An entry at -inf is never chosen: its noise says nothing about theta.
+        eps = torch.where(theta.isinf().unsqueeze(1), noise, (u - theta.unsqueeze(1)) / tau)
         # log p(u; theta) = log rho((u - theta) / tau) - N log tau
-        log_density = self.noise_distribution.log_prob((u - theta.unsqueeze(1)) / tau) - math.log(tau)
+        log_density = self.noise_distribution.log_prob(eps) - math.log(tau)
         return z, log_density.flatten(2).sum(dim=2).flatten()
 
 
@@ -126,7 +130,7 @@ def score_function_loss(
     """
     if losses.dim() != 1 or losses.shape != log_prob.shape or losses.shape[0] % nb_samples:
         raise ValueError(
-            f"losses {tuple(losses.shape)} and log_prob {tuple(log_prob.shape)} must both be [B*S] with S = {nb_samples}"
+            f"losses {tuple(losses.shape)} and log_prob {tuple(log_prob.shape)} must both be [B*S], S = {nb_samples}"
         )
     advantage = losses.detach()
     if baseline == "leave_one_out":

@@ -71,8 +71,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
         N <- 0.9 N + 0.1 n;   u <- mu u + (eta if N < c else -eta);   beta <- max(beta + u, 0)
 
-    A pass whose dy is zero or not finite leaves this state alone. The state lives in buffers: it is in
-    `state_dict()`, moves with `.to()`, and follows theta to its device by itself.
+    A pass whose dy is zero or not finite leaves this state alone. A theta of zeros has no scale: lambda and the
+    gradient are zero there, so begin with small random numbers. The state lives in buffers: it is in `state_dict()`,
+    moves with `.to()`, and follows theta to its device by itself.
 
     Args:
         initial_alpha: how much of theta stays in theta'.
@@ -137,18 +138,18 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         norm = safe_norm(dy)
         scale = math.sqrt(dy.shape[1]) * safe_norm(theta.masked_fill(theta.isinf(), 0.0))
         # lambda = beta ||theta|| / ||dy||
-        return torch.where(norm > 0, self._beta * scale / norm, 0.0)
+        return torch.where(norm > 0, self._beta * scale / norm, 0.0).clamp(max=_largest(dy))
 
     def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the gradient divided by lambda, zero where lambda is zero, and move beta by one step."""
         divisor = perturbation_size if self.exact_scaling else perturbation_size / math.sqrt(dy.shape[1])
-        scaled = gradient * torch.where(divisor > 0, 1.0 / divisor, 0.0)
+        scaled = gradient * torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=_largest(gradient))
         self._update(gradient, dy)
         return scaled
 
     def _update(self, gradient: Tensor, dy: Tensor) -> None:
         solutions = max(gradient.shape[0] * gradient.shape[1], 1)
-        nonzero = torch.count_nonzero(gradient) / solutions
+        nonzero = torch.count_nonzero(gradient).to(self._beta.dtype) / solutions
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
         sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
@@ -166,10 +167,12 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # .half() or .to(bfloat16) on a whole model must not round the state: steps of 1e-4 would vanish
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.double()
+            exact = before[name]
+            if buffer is not None and exact is not None:
+                self._buffers[name] = buffer.double() if exact.is_meta else exact.to(buffer.device)
         return self
 
     def extra_repr(self) -> str:
@@ -183,6 +186,11 @@ def safe_norm(x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dtype=torch.float64)
     largest = x.abs().amax()
     return largest * torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1.0))
+
+
+def _largest(x: Tensor) -> float:
+    """Return the largest number to multiply x by: as infinity, it would turn the zeros of x into NaN."""
+    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).max
 
 
 def _finite(name: str, value: float) -> float:

@@ -1,6 +1,7 @@
 """The discrete VAE and its losses, against plain loops."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_losses_and_their_gradients_are_those_of_plain_loops(inputs):
     found, expected = losses(*inputs), plain_losses(*inputs, code_m=2, samples=4)
     for ours, plain in zip(found, expected):
         torch.testing.assert_close(ours, plain)
-    gradients = [torch.autograd.grad(training_loss(*pair).mean(), (logits, reconstruction)) for pair in (found, expected)]
+    totals = [training_loss(*pair).mean() for pair in (found, expected)]
+    gradients = [torch.autograd.grad(total, (logits, reconstruction)) for total in totals]
     torch.testing.assert_close(*gradients)
 
 
@@ -127,7 +129,7 @@ def test_layers_have_the_published_sizes():
     model = DiscreteVAE(784, code_m=20, code_n=20, layer=Repeat(1))
     for network, sizes in ((model.encoder, [784, 512, 256, 400]), (model.decoder, [400, 256, 512, 784])):
         linears = [module for module in network if isinstance(module, nn.Linear)]
-        assert [(module.in_features, module.out_features) for module in linears] == list(zip(sizes, sizes[1:]))
+        assert [(module.in_features, module.out_features) for module in linears] == list(pairwise(sizes))
         assert [type(module) for module in network] == [nn.Linear, nn.ReLU] * 2 + [nn.Linear]
 
 

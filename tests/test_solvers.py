@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import networkx
 import numpy as np
@@ -446,13 +445,12 @@ def fails_on_negative(theta):
     return theta
 
 
-def ends_the_process(theta):
-    os._exit(3)
+def ends_the_process_of_negative(theta):
+    return os._exit(3) if theta.min() < 0 else theta
 
 
-def process_and_thread(theta):
-    time.sleep(0.01)
-    return [os.getpid(), threading.get_ident()]
+def process_id(theta):
+    return [os.getpid()]
 
 
 @batched(workers=1, executor="process")
@@ -530,12 +528,17 @@ def test_a_lifted_solver_may_return_views_running_backwards():
     assert torch.equal(batched(lambda x: x[::-1])(theta), theta.flip(1))
 
 
-def test_threads_share_the_work_and_are_used_again():
-    solver = batched(process_and_thread, workers=2)
-    first, second = (solver(torch.zeros(16, 2, dtype=torch.float64)) for _ in range(2))
-    assert len(first[:, 1].unique()) == 2
-    assert threading.get_ident() not in first[:, 1].long().tolist()
-    assert set(second[:, 1].tolist()) == set(first[:, 1].tolist())
+def test_threads_solve_at_the_same_time_and_are_used_again():
+    barrier = threading.Barrier(2)
+
+    @batched(workers=2)
+    def meet(theta):
+        barrier.wait(timeout=30)
+        return [threading.get_ident()]
+
+    first, second = (meet(torch.zeros(2, 1, dtype=torch.float64)) for _ in range(2))
+    assert len(first.unique()) == 2 and threading.get_ident() not in first
+    assert torch.equal(first.unique(), second.unique())
 
 
 def test_a_failure_names_the_instance_and_keeps_its_cause():
@@ -593,15 +596,16 @@ def test_processes_solve_fail_and_die_in_the_open():
 
 @pytest.mark.slow
 def test_processes_are_others_are_used_again_and_their_death_is_reported():
-    solver = batched(process_and_thread, workers=2, executor="process")
-    first, second = (solver(torch.zeros(40, 2, dtype=torch.float64)) for _ in range(2))
-    workers = set(first[:, 0].tolist()) | set(second[:, 0].tolist())
-    assert len(workers) == 2 and os.getpid() not in workers
+    solver = batched(process_id, workers=1, executor="process")
+    first, second = (solver(torch.zeros(40, 1, dtype=torch.float64)) for _ in range(2))
+    assert torch.equal(first, second) and len(first.unique()) == 1 and os.getpid() not in first
     in_torch = batched(one_hot_in_torch, instance="torch", workers=2, executor="process")
     theta = torch.randn(30, 4).bfloat16()
     assert torch.equal(in_torch(theta), select_k(theta, 1))
+    mortal = batched(ends_the_process_of_negative, workers=1, executor="process")
     with pytest.raises(RuntimeError, match="ended abruptly"):
-        batched(ends_the_process, workers=1, executor="process")(torch.zeros(2, 2))
+        mortal(-torch.ones(2, 2))
+    assert torch.equal(mortal(torch.ones(2, 2)), torch.ones(2, 2))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Shapes: B images, P pixels, S samples, M rows of N logits. A row is one instance
 """
 
 import math
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -51,9 +52,7 @@ class GumbelSoftmaxLayer(nn.Module):
         generator: source of the noise; torch's own when None.
     """
 
-    def __init__(
-        self, temperature: float, hard: bool = False, samples: int = 1, generator: Generator | None = None
-    ):
+    def __init__(self, temperature: float, hard: bool = False, samples: int = 1, generator: Generator | None = None):
         super().__init__()
         self.temperature, self.hard, self.samples, self.generator = temperature, hard, samples, generator
 
@@ -117,7 +116,7 @@ def temperature_at(batch: int, initial: float, rate: float, minimum: float) -> f
 
 def _perceptron(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:]):
+    for fan_in, fan_out in pairwise(sizes):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
         nn.init.zeros_(linear.bias)

@@ -32,7 +32,7 @@ NB_TEST = 297
 SHIFTS = ((0, 0), (-1, 1), (1, -1), (1, 1))  # pixels; each training digit is there once with each of them
 BOX, MARGIN = 20, 4  # a digit's box, and what surrounds it: 28 pixels in all
 MAX_CENTRING = MARGIN - 1  # leaves room for a shift
-MARKER_TEXT = "Sample data made by aaai23.dvae.sample: these digits are not MNIST, and no result on them is published.\n"
+MARKER_TEXT = "Sample data made by aaai23.dvae.sample: these digits are not MNIST, no result on them is published.\n"
 
 Split = tuple[Tensor, Tensor]  # images uint8 [N, 28, 28], labels uint8 [N]
 

@@ -24,11 +24,13 @@ class Packing(NamedTuple):
         tokens: `[L]`, word ids of all kept positions, separators between reviews included.
         real: `[L]`, True at kept positions, False at separators.
         position: `[B, T]`, where in `[L]` each position of each review finds its value.
+        sizes: of the B pieces of `[L]`, their separators included.
     """
 
     tokens: Tensor
     real: Tensor
     position: Tensor
+    sizes: list[int]
 
 
 def pack(tokens: Tensor, kernel_size: int, layers: int = 3) -> Packing:
@@ -42,7 +44,7 @@ def pack(tokens: Tensor, kernel_size: int, layers: int = 3) -> Packing:
         kernel_size: of each convolution.
         layers: number of convolutions.
     """
-    reviews, length = tokens.shape
+    length = tokens.shape[1]
     reach = layers * (kernel_size - 1)
     where = torch.arange(length, device=tokens.device)
     padding = (tokens != 0).int().argmax(dim=1, keepdim=True)
@@ -56,7 +58,7 @@ def pack(tokens: Tensor, kernel_size: int, layers: int = 3) -> Packing:
     packed[position] = tokens
     real = torch.zeros(total, dtype=torch.bool, device=tokens.device)
     real[position] = True
-    return Packing(packed, real, position)
+    return Packing(packed, real, position, sizes.tolist())
 
 
 class Selector(nn.Module):
@@ -101,9 +103,8 @@ class Selector(nn.Module):
         packing = pack(tokens, self.conv_in.kernel_size[0])
         words = F.embedding(packing.tokens, self.embedding) * packing.real[:, None]
         first, local = self._convolutions(words[None], packing.real.to(words.dtype)[:, None])
-        starts = torch.cat([packing.position[:, 0], packing.position.new_tensor([len(packing.tokens)])])
         # separators are 0, and so is the least value after a ReLU: they cannot change a maximum
-        whole = torch.segment_reduce(first[0], "max", lengths=starts.diff())
+        whole = torch.stack([review.amax(dim=0) for review in first[0].split(packing.sizes)])
         return whole, F.embedding(packing.position, local[0])
 
     def _convolutions(self, words: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ TRAINED_ASPECTS = range(4)  # as in BeerAdvocate, "overall" has ratings and rang
 CORRELATION = 0.55  # between the ratings of two aspects, before rounding
 RATING_MEAN, RATING_STD = 0.62, 0.2
 WORD_NOISE = 0.1  # spread of a graded word's level around its aspect's rating
-MEAN_SENTENCES, LENGTH_SPREAD = 1.6, 0.55  # sentences per aspect; log-normal spread between reviews
+MEAN_SENTENCES, LENGTH_SPREAD = 1.4, 0.55  # sentences per aspect; log-normal spread between reviews
 MIN_REVIEWS = 20
 
 MARKER_TEXT = "Sample data made by aaai23.l2x.sample: nobody wrote these reviews, and no result on them is published.\n"
@@ -111,7 +111,7 @@ CLAUSES = (
     "both N and N seem S",
 )
 OPENINGS = (
-    ("it pours D with", "in the glass ,", "it looks S ,"),
+    ("it pours D ,", "in the glass ,", "it looks S ,"),
     ("it smells S ,", "on the nose ,", "i smell D and D ,"),
     ("it feels S in the mouth ,", "going down ,", "on the tongue ,"),
     ("it tastes A S ,", "up front D , then", "i taste D ,"),
@@ -186,9 +186,9 @@ def write_sample(
     if reviews < MIN_REVIEWS or heldout < 2 or annotated < 1:
         raise UsageError(f"sample data needs {MIN_REVIEWS} reviews, 2 held out and 1 annotated, or more")
     _check_replaceable(folder)
-    train, held_out, marked = make_reviews(seed, reviews, heldout, annotated)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        train, held_out, marked = make_reviews(seed, reviews, heldout, annotated)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
             made = Path(aside) / "made"
             made.mkdir()

@@ -32,7 +32,18 @@ from imle.solvers import select_k
 PROJECT = "beeradv-aaai23"
 EVALUATION_BATCH = 200
 # settings that say how long or how often, not what: a resumed run may differ in them
-NOT_COMPARED = ("seed", "name", "resume", "device", "results_dir", "debug", "data_dir", "checkpoint", "reruns", "epochs")
+NOT_COMPARED = (
+    "seed",
+    "name",
+    "resume",
+    "device",
+    "results_dir",
+    "debug",
+    "data_dir",
+    "checkpoint",
+    "reruns",
+    "epochs",
+)
 
 
 def build(args: Namespace, embedding: Tensor) -> Explainer:
@@ -178,7 +189,9 @@ class Session:
             UsageError: it is broken, or was made with other settings.
         """
         state = load_checkpoint(self.path)
-        check_same_config(state.get("config", {}), config_of(self.args), NOT_COMPARED, what=f"the checkpoint {self.path}")
+        check_same_config(
+            state.get("config", {}), config_of(self.args), NOT_COMPARED, what=f"the checkpoint {self.path}"
+        )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.iteration = state["epoch"], state["iteration"]
@@ -262,6 +275,8 @@ def run_seed(
         wandb_tags=("l2x", args.method, args.aimle_target),
     )
     with run:
+        if not path.exists():
+            save_checkpoint(path, session.state())  # a path that cannot be written shows before hours of work
         while not session.done():
             figures = session.next_epoch(log)
             run.log(session.epoch, figures)

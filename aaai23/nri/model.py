@@ -14,8 +14,6 @@ Reference: T. Kipf, E. Fetaya, K.-C. Wang, M. Welling, R. Zemel, *Neural Relatio
 Systems*, ICML 2018.
 """
 
-from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import torch
@@ -131,18 +129,6 @@ class MLPEncoder(nn.Module):
         return self.fc_out(edges).squeeze(-1)
 
 
-@dataclass(frozen=True)
-class _TypedEdges:
-    """The edges of one type: their weights, and where those are not 0 (None: not looked for)."""
-
-    weight: Tensor  # [R, E]
-    rows: Tensor | None = None  # [K], counted over [R, E]
-
-    @classmethod
-    def of(cls, weight: Tensor, look: bool) -> "_TypedEdges":
-        return cls(weight, weight.detach().flatten().nonzero().squeeze(1) if look else None)
-
-
 class _Messages(torch.autograd.Function):
     """agg_r = sum_s w_rs relu(W relu(send_s + receive_r) + b), back-propagated only where w is not 0."""
 
@@ -201,6 +187,8 @@ class MLPDecoder(nn.Module):
         hidden: width of the output network.
         dropout: probability of dropping a hidden unit in training.
         skip_first: edges of type 0 ("no edge") carry no message.
+        skip_zeros: leave out messages of weight 0 where that changes nothing, on a CPU and without dropout. Their
+            number depends on the data, which `torch.func.vmap` does not take: switch it off there.
     """
 
     def __init__(
@@ -212,6 +200,7 @@ class MLPDecoder(nn.Module):
         hidden: int = 256,
         dropout: float = 0.0,
         skip_first: bool = False,
+        skip_zeros: bool = True,
     ):
         super().__init__()
         self.msg_fc1 = nn.ModuleList([nn.Linear(2 * dims, message_hidden) for _ in range(edge_types)])
@@ -221,6 +210,7 @@ class MLPDecoder(nn.Module):
         self.out_fc3 = nn.Linear(hidden, dims)
         self.dropout = dropout
         self.skip_first = skip_first
+        self.skip_zeros = skip_zeros
 
     def forward(self, inputs: Tensor, edges: Tensor, prediction_steps: int) -> Tensor:
         """Return predictions of frames 1 to T-1, `[B*S, n, T-1, dims]`.
@@ -230,32 +220,81 @@ class MLPDecoder(nn.Module):
 
         Args:
             inputs: positions `[B, n, T, dims]`.
-            edges: `[B*S, U]` or `[B*S, E]`, z in [0, 1] where type 1 has weight z and type 0 weight 1 - z (two types);
-                or a weight per type, `[B*S, U, types]` or `[B*S, E, types]`. The S samples of an instance are
-                neighbours. Exact zeros save work.
+            edges: z in [0, 1], the weight of type 1, where type 0 has 1 - z: `[B*S, U]` or `[B*S, E]`; or a weight per
+                type: `[B*S, U, types]` or `[B*S, E, types]`. The S samples of an instance are neighbours. Exact zeros
+                and ones save work.
             prediction_steps: from 1 to T.
 
         Raises:
-            UsageError: `prediction_steps` is out of range, or the shape of `edges` fits neither the inputs nor the
-                number of types.
+            UsageError: `prediction_steps` is out of range, or `edges` fits neither the inputs nor the types.
         """
-        _, vertices, timesteps, _ = inputs.shape
+        timesteps = inputs.shape[2]
         if not 1 <= prediction_steps <= timesteps:
             raise UsageError(f"prediction_steps is {prediction_steps}: choose 1 to {timesteps}, the number of frames")
         weights = self._type_weights(inputs, edges)
         starts = inputs.transpose(1, 2)[:, ::prediction_steps]
-        x = starts.repeat_interleave(edges.shape[0] // inputs.shape[0], dim=0)
+        starts = starts.repeat_interleave(edges.shape[0] // inputs.shape[0], dim=0)
+        if torch.is_grad_enabled() or not inputs.device.type == "cpu":
+            return self._roll_out(starts, weights, timesteps, prediction_steps)
+        size = max(1, GRAPHS_AT_ONCE // starts.shape[1])
+        parts = zip(starts.split(size), weights.split(size, dim=1), strict=True)
+        return torch.cat([self._roll_out(x, w, timesteps, prediction_steps) for x, w in parts])
+
+    def _type_weights(self, inputs: Tensor, edges: Tensor) -> Tensor:
+        """Return weights `[types, B*S, E]`, from any of the forms that `forward` takes."""
+        (batch, n), types = inputs.shape[:2], len(self.msg_fc1)
+        undirected, directed = n * (n - 1) // 2, n * (n - 1)
+        if edges.dim() == 2 and types == 2:
+            weights = torch.stack((1 - edges, edges))
+        elif edges.dim() == 3 and edges.shape[2] == types:
+            weights = edges.movedim(2, 0)
+        else:
+            raise UsageError(f"edges of shape {tuple(edges.shape)} do not fit a decoder of {types} edge types")
+        if edges.shape[0] % batch or edges.shape[1] not in (undirected, directed):
+            raise UsageError(
+                f"edges of shape {tuple(edges.shape)} do not fit {batch} graphs of {n} vertices: give {undirected} "
+                f"undirected or {directed} directed edges for each, and whole samples"
+            )
+        return to_directed(weights, n) if edges.shape[1] == undirected else weights
+
+    def _roll_out(self, x: Tensor, weights: Tensor, timesteps: int, prediction_steps: int) -> Tensor:
+        """Return `[B, n, T-1, dims]` from start points `[B, starts, n, dims]` and weights `[types, B, E]`."""
         rollout: list[Tensor] = []
-        kept = 0
+        kept, typed = 0, []
         for step in range(min(prediction_steps, timesteps - 1)):
-            # Start point i predicts frame i * prediction_steps + step + 1; later than T-1 is of no use.
-            last, kept = kept, -(-(timesteps - 1 - step) // prediction_steps)
-            if kept != last:
-                x, typed = x[:, :kept], self._typed_edges(weights, kept)
-            x = self._step(x.flatten(0, 1), typed).unflatten(0, x.shape[:2])
+            # Start i predicts frame i * prediction_steps + step + 1, and T-1 is the last that is asked for.
+            before, kept = kept, -(-(timesteps - 1 - step) // prediction_steps)
+            if kept != before:
+                typed = self._typed_edges(weights.repeat_interleave(kept, dim=1))
+            x = self._step(x[:, :kept].flatten(0, 1), typed).unflatten(0, (-1, kept))
             rollout.append(x)
         frames = [rollout[t % prediction_steps][:, t // prediction_steps] for t in range(timesteps - 1)]
         return torch.stack(frames, dim=2)
 
-    def _type_weights(self, inputs: Tensor, edges: Tensor) -> list[Tensor]:
-        ...
+    def _typed_edges(self, weights: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return for each type the weights `[R, E]` and where they are not 0 (None: all edges are computed)."""
+        if not self.skip_zeros or weights.device.type != "cpu" or (self.training and self.dropout > 0):
+            return [(w, None) for w in weights]
+        return [(w, w.detach().flatten().nonzero().squeeze(1)) for w in weights]
+
+    def _step(self, x: Tensor, typed: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Move positions `[R, n, dims]` by one frame."""
+        incoming = [
+            self._messages(i, x, w, rows) for i, (w, rows) in enumerate(typed) if i > 0 or not self.skip_first
+        ]
+        hidden = torch.cat([x, torch.stack(incoming).sum(0)], dim=-1)
+        hidden = F.dropout(F.relu(self.out_fc1(hidden)), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.out_fc2(hidden)), self.dropout, self.training)
+        return x + self.out_fc3(hidden)
+
+    def _messages(self, i: int, x: Tensor, w: Tensor, rows: Tensor | None) -> Tensor:
+        """Return the sum of the messages of type `i` that each vertex receives, `[R, n, message_out]`."""
+        fc1, fc2 = self.msg_fc1[i], self.msg_fc2[i]
+        from_sender, from_receiver = fc1.weight.chunk(2, dim=1)
+        send, receive = F.linear(x, from_sender), F.linear(x, from_receiver, fc1.bias)
+        if rows is not None:
+            every = torch.is_grad_enabled() and w.requires_grad
+            return _Messages.apply(send, receive, w, fc2.weight, fc2.bias, rows, every)
+        hidden = F.dropout(F.relu(_pair_sum(send, receive)), self.dropout, self.training)
+        message, n = F.relu(fc2(hidden)), x.shape[1]
+        return (w.unflatten(1, (n, 1, n - 1)) @ message.unflatten(1, (n, n - 1))).squeeze(2)

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Literal, overload
 
 import torch
@@ -88,11 +88,10 @@ class BatchedSolver:
         pool = self._started_pool()
         size = -(-len(calls) // (_CHUNKS_PER_WORKER * self.workers))
         apart = self.executor == "process"
-        futures = [
-            pool.submit(_solve_each, self, calls[first : first + size], first, apart)
-            for first in range(0, len(calls), size)
-        ]
+        futures: list[Future] = []
         try:
+            for first in range(0, len(calls), size):
+                futures.append(pool.submit(_solve_each, self, calls[first : first + size], first, apart))
             return [result for future in futures for result in future.result()]
         except BrokenExecutor as error:
             self._pool = None
