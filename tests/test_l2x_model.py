@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aaai23.l2x.data import Annotations
-from aaai23.l2x.model import Explainer, Predictor, Selector, pack, squared_error
+from aaai23.l2x.model import Dropout, Explainer, Predictor, Selector, pack, squared_error
 from aaai23.l2x.train import chance_precision, subset_precision
 from aaai23.methods import SUBSET_METHODS, Options
 from imle.solvers import select_k
@@ -139,3 +139,14 @@ def test_chance_precision_is_the_mean_of_random_selections():
         trials.append(subset_precision(selected, annotations, k=4))
     error = torch.tensor(trials).std().item() / len(trials) ** 0.5
     assert chance_precision(annotations, 4) == pytest.approx(sum(trials) / len(trials), abs=4 * error)
+
+
+def test_dropout_keeps_the_mean_and_its_probability():
+    dropout = Dropout(0.2)
+    y = dropout(torch.ones(1001, 1003))
+    share = (y == 0).double().mean().item()
+    assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / y.numel()) ** 0.5)
+    assert y[y != 0].unique().tolist() == pytest.approx([1.25], rel=1e-5)
+    assert torch.equal(dropout.eval()(y), y)
+    neighbours = (y[:, 1:] == 0).double() - share, (y[:, :-1] == 0).double() - share
+    assert abs((neighbours[0] * neighbours[1]).mean().item()) < 4 * 0.16 / y.numel() ** 0.5
