@@ -130,13 +130,11 @@ class GumbelNoiseDistribution(BaseNoiseDistribution):
         """
         dtype = _floating(dtype)
         where = self.device if device is None else device
-        x, y = (
-            torch.randn(shape, dtype=_computing(dtype), device=where, generator=generator) for _ in range(2)
-        )
-        # -log(E), E = (x^2 + y^2) / 2 an Exponential variable: it has many values near 0, hence a full upper tail,
-        # which -log(-log(uniform)) cuts off; and it is faster than `exponential_`, and works under vmap.
-        double_exponential = x.square_().addcmul_(y, y).clamp_min_(torch.finfo(x.dtype).tiny)
-        return double_exponential.log_().sub_(math.log(2)).mul_(-self.scale).add_(self.location).to(dtype)
+        x, y = (torch.randn(shape, dtype=_computing(dtype), device=where, generator=generator) for _ in range(2))
+        # -log(E) with E = (x^2 + y^2) / 2, an Exponential variable: fine-grained near 0, so that the upper tail is
+        # whole (-log(-log(uniform)) cuts it off), faster than `exponential_`, and at work under vmap as well.
+        twice_e = x.mul_(x).add_(y.mul_(y)).clamp_min_(torch.finfo(x.dtype).tiny)
+        return twice_e.log_().sub_(math.log(2)).mul_(-self.scale).add_(self.location).to(dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density at each entry of `value`, with its shape; differentiable."""
@@ -272,7 +270,7 @@ def _quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tenso
     values, rises = table
     flat = scores.view(-1)
     for position in flat.split(_PIECE) if scores.device.type == "cpu" else (flat,):
-        position.mul_(_CELLS / (2 * _SCORE_LIMIT)).add_(_CELLS / 2).clamp_(0, _CELLS)
+        position.mul_(_CELLS / (2 * _SCORE_LIMIT)).add_(_CELLS / 2).clamp_min_(0).clamp_max_(_CELLS)
         cell = position.long()
         position.frac_().mul_(rises.index_select(0, cell)).add_(values.index_select(0, cell))
     return scores

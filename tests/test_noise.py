@@ -22,7 +22,7 @@ OURS = [SumOfGammaNoiseDistribution(5), GumbelNoiseDistribution(0.5, 2.0)]
 
 
 def sum_of_gamma_draws(k: int, s: int, n: int) -> torch.Tensor:
-    """The definition: s Gamma draws for each of n values. In float64, whose smallest number is small enough for k = 350."""
+    """The definition: s Gamma draws for each of n values; in float64, since Gamma(1/350) underflows in float32."""
     total = torch.zeros(n, dtype=torch.float64)
     shape = torch.tensor(1.0 / k, dtype=torch.float64)
     for i in range(1, s + 1):
@@ -67,17 +67,12 @@ def test_cumulants_of_the_table_are_the_closed_forms(k, s):
     expected += [math.factorial(n - 1) / k * sum(i**-n for i in range(1, s + 1)) for n in (2, 3, 4)]
     assert [noise.cumulant(n) for n in (1, 2, 3, 4)] == pytest.approx(expected, rel=1e-12)
     assert (noise.mean, noise.variance) == (noise.cumulant(1), noise.cumulant(2))
-    # What lies beyond a normal score of 7 is missing from the integral, which shows in the higher cumulants.
-    for value, exact, tolerance in zip(cumulants_by_quadrature(noise), expected, (1e-6, 1e-5, 1e-5, 1e-4)):
-        assert value == pytest.approx(exact, rel=tolerance)
-
-
-def test_mean_and_variance_of_draws_are_the_closed_forms():
-    noise, n = SumOfGammaNoiseDistribution(10), 400_000
-    eps = noise.sample((n,), dtype=torch.float64)
-    variance_of_the_variance = (noise.cumulant(4) + 2 * noise.variance**2) / n
-    assert eps.mean().item() == pytest.approx(noise.mean, abs=4 * math.sqrt(noise.variance / n))
-    assert eps.var().item() == pytest.approx(noise.variance, abs=4 * math.sqrt(variance_of_the_variance))
+    # Linear interpolation between the table's entries shifts the mean by some 1e-8; what lies beyond a normal score
+    # of 7 is missing from the integral, which shows in the higher cumulants.
+    mean, *others = cumulants_by_quadrature(noise)
+    assert mean == pytest.approx(expected[0], abs=1e-7 * math.sqrt(noise.variance))
+    assert others[:2] == pytest.approx(expected[1:3], rel=1e-5)
+    assert others[2] == pytest.approx(expected[3], rel=1e-4)
 
 
 @pytest.mark.parametrize("s", [1, 3, 10, 100, 280])
