@@ -154,7 +154,7 @@ class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
 
     A draw is a normal variable and one look-up in a table of quantiles, not s Gamma variables. The table is made
     from the exact distribution at the first draw, once per process and (k, s): milliseconds for s = 10, seconds for
-    s = 1000. It ends at the probabilities 1.3e-12 and 1 - 1.3e-12; between them a draw is within 3e-7 of the exact
+    s = 1000. It ends at the probabilities 1.3e-12 and 1 - 1.3e-12; between them it is within 3e-7 of the exact
     quantile, in float64 too. There is no `log_prob`: apart from s = 1 and k = 1 the density has no closed form.
 
     Args:
