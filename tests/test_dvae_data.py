@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from aaai23.dvae.data import FILES, SAMPLE_MARKER, TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS, intensities, load
-from aaai23.dvae.sample import MARKER_TEXT, NB_TEST, SHIFTS, main, make_digits, write_sample
+from aaai23.dvae.data import FILES, TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS, intensities, load
+from aaai23.dvae.sample import NB_TEST, SHIFTS, main, make_digits, write_sample
 from aaai23.errors import UsageError
+from aaai23.sample_data import MARKER, TEXT
 
 SHAPES = ((5, 4, 3), (5,), (2, 4, 3), (2,))
 
@@ -67,7 +68,7 @@ def test_files_in_the_data_folder_come_before_those_in_its_folder_mnist(tmp_path
 
 
 def test_the_marker_beside_the_files_makes_them_sample_data(tmp_path):
-    (write_files(tmp_path / "mnist") / SAMPLE_MARKER).touch()
+    (write_files(tmp_path / "mnist") / MARKER).touch()
     assert load(tmp_path).sample_data is True
 
 
@@ -172,10 +173,9 @@ def test_sample_labels_belong_to_their_digits():
 def test_sample_data_are_the_same_each_time(sample, tmp_path):
     write_sample(tmp_path)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == sorted([SAMPLE_MARKER, *(f"{name}.gz" for name in FILES)])
+    assert written == sorted([MARKER, *(f"{name}.gz" for name in FILES)])
     assert all((tmp_path / name).read_bytes() == (sample / name).read_bytes() for name in written)
-    assert (tmp_path / SAMPLE_MARKER).read_text() == MARKER_TEXT
-    assert MARKER_TEXT.startswith("Sample data")
+    assert (tmp_path / MARKER).read_text() == TEXT
 
 
 def test_sample_data_replace_sample_data_only(sample, tmp_path):
@@ -184,7 +184,7 @@ def test_sample_data_replace_sample_data_only(sample, tmp_path):
     with pytest.raises(UsageError, match=r"not sample data; name another folder"):
         write_sample(real)
     assert {path.name: path.read_bytes() for path in real.iterdir()} == before
-    (tmp_path / SAMPLE_MARKER).touch()
+    (tmp_path / MARKER).touch()
     (tmp_path / IMAGES).write_bytes(b"half of it")
     write_sample(tmp_path)
     assert (tmp_path / IMAGES).read_bytes() == (sample / IMAGES).read_bytes()

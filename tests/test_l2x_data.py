@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aaai23.errors import UsageError
-from aaai23.l2x.data import SAMPLE_MARKER, load, split_heldout
+from aaai23.l2x.data import load, split_heldout
+from aaai23.sample_data import MARKER
 
 TRAIN = "reviews.aspect1.train.txt"
 HELDOUT = "reviews.aspect1.heldout.txt"
@@ -106,7 +107,7 @@ def test_a_no_break_space_belongs_to_its_word(folder):
 
 
 def test_the_marker_file_makes_it_sample_data(folder):
-    (folder / SAMPLE_MARKER).touch()
+    (folder / MARKER).touch()
     assert load(folder, 1).sample_data
 
 

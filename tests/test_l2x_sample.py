@@ -10,11 +10,12 @@ import pytest
 
 from aaai23.errors import UsageError
 from aaai23.l2x import sample
-from aaai23.l2x.data import SAMPLE_MARKER, load
+from aaai23.l2x.data import load
+from aaai23.sample_data import MARKER
 
 SIZES = {"reviews": 300, "heldout": 60, "annotated": 40}
 NAMES = {f"reviews.aspect{a}.{part}.txt" for a in range(4) for part in ("train", "heldout")}
-NAMES |= {"annotations.json", "review+wiki.filtered.200.txt", SAMPLE_MARKER}
+NAMES |= {"annotations.json", "review+wiki.filtered.200.txt", MARKER}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_the_reader_accepts_every_aspect_and_knows_it_is_sample_data(folder):
 def test_exactly_the_files_of_the_four_formats_and_the_marker_are_written(folder):
     assert {path.name for path in folder.iterdir()} - {".cache"} == NAMES
     assert [path.name for path in folder.parent.iterdir()] == ["sample"]
-    assert "Sample data" in (folder / SAMPLE_MARKER).read_text()
+    assert "sample data" in (folder / MARKER).read_text()
 
 
 def test_held_out_and_annotated_reviews_have_words_that_training_lacks(folder):
@@ -155,17 +156,22 @@ def test_older_sample_data_is_replaced_whole(tmp_path):
     sample.write_sample(tmp_path / "s", seed=0, reviews=20, heldout=2, annotated=1)
     (tmp_path / "s" / ".cache").mkdir()
     sample.write_sample(tmp_path / "s", seed=1, reviews=20, heldout=2, annotated=1)
-    assert {path.name for path in (tmp_path / "s").iterdir()} == NAMES
+    assert {path.name for path in (tmp_path / "s").iterdir()} == NAMES | {".cache"}
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-@pytest.mark.parametrize("present", [["annotations.json"], [SAMPLE_MARKER, "notes.txt"]])
-def test_files_that_are_not_sample_data_are_never_overwritten(tmp_path, present):
-    for name in present:
-        (tmp_path / name).write_text("precious")
-    with pytest.raises(UsageError, match=f"not sample data \\({present[-1]}\\)"):
+def test_files_that_are_not_sample_data_are_never_overwritten(tmp_path):
+    (tmp_path / "annotations.json").write_text("precious")
+    with pytest.raises(UsageError, match=r"annotations.json is not sample data"):
         sample.write_sample(tmp_path, **SIZES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(present)
+    assert [path.name for path in tmp_path.iterdir()] == ["annotations.json"]
+
+
+def test_the_sample_data_of_other_tasks_in_the_same_folder_stay(tmp_path):
+    (tmp_path / MARKER).touch()
+    (tmp_path / "mnist").mkdir()
+    sample.write_sample(tmp_path, reviews=20, heldout=2, annotated=1)
+    assert {path.name for path in tmp_path.iterdir()} == NAMES | {"mnist"}
 
 
 def test_a_failure_on_the_way_leaves_the_older_data_and_nothing_else(tmp_path, monkeypatch):
@@ -188,4 +194,4 @@ def test_bad_input_on_the_command_line_is_exit_code_two(tmp_path, capsys):
     assert sample.main(["--output", str(tmp_path / "file")]) == 2
     assert sample.main(["--output", str(tmp_path / "file" / "below")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and "20 reviews" in errors[0] and "is a file" in errors[1]
+    assert len(errors) == 3 and "20 reviews" in errors[0] and "cannot write" in errors[1]

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from aaai23.errors import UsageError
 from aaai23.nri import simulate as S
+from aaai23.sample_data import MARKER
 
 
 def rng(seed=0):
@@ -195,7 +196,7 @@ def test_the_command_line_sets_every_option_and_is_quiet_when_piped(tmp_path, ca
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
     assert {path.name for path in (tmp_path / "data").iterdir()} == {
-        S.SAMPLE_MARKER,
+        MARKER,
         *(f"{kind}_{split}_x.npy" for kind in ("data", "edges") for split in S.SPLITS),
     }
     expected = S.write(tmp_path / "same", 2, 4, (3, 2, 1), seed=5, suffix="_x")[0]
@@ -212,10 +213,10 @@ def test_the_module_runs_from_the_shell():
 def test_the_marker_of_sample_data_is_optional_and_an_earlier_one_stays(tmp_path):
     arguments = ["--timesteps", "1", "--samples", "1", "1", "1", "--output", str(tmp_path)]
     S.main(arguments)
-    assert not (tmp_path / S.SAMPLE_MARKER).exists()
-    (tmp_path / S.SAMPLE_MARKER).write_text("from another task")
+    assert not (tmp_path / MARKER).exists()
+    (tmp_path / MARKER).write_text("from another task")
     S.main([*arguments, "--sample"])
-    assert (tmp_path / S.SAMPLE_MARKER).read_text() == "from another task"
+    assert (tmp_path / MARKER).read_text() == "from another task"
 
 
 @pytest.mark.parametrize(

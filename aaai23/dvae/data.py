@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.sample_data import is_sample
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-SAMPLE_MARKER = "SAMPLE_DATA.txt"
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801  # bytes, in three dimensions and in one
 _REMEDY = "./get_data.sh vae downloads MNIST, ./get_data.sh sample makes sample data"
@@ -55,7 +55,7 @@ def load(data_dir: Path | str, device: torch.device | str = "cpu") -> MNIST:
         train=train.flatten(1).to(device),
         test=test.flatten(1).to(device),
         image_size=(height, width),
-        sample_data=(folder / SAMPLE_MARKER).exists(),
+        sample_data=is_sample(folder),
     )
 
 

@@ -17,22 +17,20 @@ from torch import Tensor
 
 from aaai23.arguments import ArgumentParser
 from aaai23.dvae.data import (
-    SAMPLE_MARKER,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
     present_files,
 )
-from aaai23.errors import UsageError
 from aaai23.record import write_atomically
+from aaai23.sample_data import claim_folder
 from aaai23.shell import run_cli
 
 NB_TEST = 297
 SHIFTS = ((0, 0), (-1, 1), (1, -1), (1, 1))  # pixels; each training digit is there once with each of them
 BOX, MARGIN = 20, 4  # a digit's box, and what surrounds it: 28 pixels in all
 MAX_CENTRING = MARGIN - 1  # leaves room for a shift
-MARKER_TEXT = "Sample data made by aaai23.dvae.sample: these digits are not MNIST, no result on them is published.\n"
 
 Split = tuple[Tensor, Tensor]  # images uint8 [N, 28, 28], labels uint8 [N]
 
@@ -60,10 +58,8 @@ def write_sample(folder: Path | str) -> None:
         UsageError: the folder has such files that are not sample data, or cannot be written.
     """
     folder = Path(folder)
-    if present_files(folder) and not (folder / SAMPLE_MARKER).exists():
-        raise UsageError(f"{folder} has digits that are not sample data; name another folder with --output")
     (train_images, train_labels), (test_images, test_labels) = make_digits()
-    write_atomically(folder / SAMPLE_MARKER, MARKER_TEXT.encode())
+    claim_folder(folder, [path.name for path in present_files(folder)])
     for name, content in (
         (TRAIN_IMAGES, train_images),
         (TRAIN_LABELS, train_labels),

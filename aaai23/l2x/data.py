@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.sample_data import is_sample
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ TRAIN_FILE = "reviews.aspect{aspect}.train.txt"
 HELDOUT_FILE = "reviews.aspect{aspect}.heldout.txt"
 ANNOTATIONS_FILE = "annotations.json"
 VECTORS_FILE = "review+wiki.filtered.200.txt"
-SAMPLE_MARKER = "SAMPLE_DATA.txt"
 LARGEST = float(np.finfo(np.float32).max)
 CACHE_FORMAT = 1  # raise it when what the cache holds changes
 
@@ -99,7 +99,7 @@ def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
         annotated=Annotations(content["annotated"], content["relevant"]),
         vocabulary=dict(zip(words, range(len(words)))),
         embedding=content["embedding"],
-        sample_data=(data_dir / SAMPLE_MARKER).exists(),
+        sample_data=is_sample(data_dir),
     )
 
 

@@ -21,10 +21,10 @@ from aaai23.l2x.data import (
     ANNOTATIONS_FILE,
     EMBEDDING_SIZE,
     HELDOUT_FILE,
-    SAMPLE_MARKER,
     TRAIN_FILE,
     VECTORS_FILE,
 )
+from aaai23.sample_data import claim_folder
 
 ASPECTS = ("appearance", "aroma", "palate", "taste", "overall")
 TRAINED_ASPECTS = range(4)  # as in BeerAdvocate, "overall" has ratings and ranges, but no files of its own
@@ -34,7 +34,6 @@ WORD_NOISE = 0.1  # spread of a graded word's level around its aspect's rating
 MEAN_SENTENCES, LENGTH_SPREAD = 1.4, 0.55  # sentences per aspect; log-normal spread between reviews
 MIN_REVIEWS = 20
 
-MARKER_TEXT = "Sample data made by aaai23.l2x.sample: nobody wrote these reviews, and no result on them is published.\n"
 
 # Graded words of an aspect, from the worst fifth of ratings to the best. No word belongs to two aspects.
 GRADED = (
@@ -169,8 +168,8 @@ def write_sample(
 ) -> None:
     """Writes sample data into a folder: reviews and held-out reviews of four aspects, annotations, word vectors.
 
-    The same arguments give the same bytes. Everything is written aside and moved into place whole; a folder with
-    older sample data is replaced.
+    The same arguments give the same bytes. Everything is written aside and moved into place whole; older sample
+    data are replaced.
 
     Args:
         folder: made when missing.
@@ -180,27 +179,25 @@ def write_sample(
         annotated: number of annotated reviews, at least 1.
 
     Raises:
-        UsageError: a number is too small, or the folder has files that are not sample data.
+        UsageError: a number is too small, or the folder has such files that are not sample data.
     """
     folder = Path(folder)
     if reviews < MIN_REVIEWS or heldout < 2 or annotated < 1:
         raise UsageError(f"sample data needs {MIN_REVIEWS} reviews, 2 held out and 1 annotated, or more")
-    _check_replaceable(folder)
+    texts = [TRAIN_FILE.format(aspect=aspect) for aspect in TRAINED_ASPECTS]
+    heldout_texts = [HELDOUT_FILE.format(aspect=aspect) for aspect in TRAINED_ASPECTS]
+    claim_folder(folder, [*texts, *heldout_texts, ANNOTATIONS_FILE, VECTORS_FILE])
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         train, held_out, marked = make_reviews(seed, reviews, heldout, annotated)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-            made = Path(aside) / "made"
-            made.mkdir()
-            for aspect in TRAINED_ASPECTS:
-                _write_lines(made / TRAIN_FILE.format(aspect=aspect), map(_review_line, train))
-                _write_lines(made / HELDOUT_FILE.format(aspect=aspect), map(_review_line, held_out))
-            _write_lines(made / ANNOTATIONS_FILE, map(_annotation_line, marked))
-            _write_lines(made / VECTORS_FILE, _vector_lines(train, seed))
-            (made / SAMPLE_MARKER).write_text(MARKER_TEXT)
-            if folder.exists():
-                folder.rename(Path(aside) / "old")
-            made.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=".sample-", dir=folder) as name:
+            aside = Path(name)
+            for train_file, heldout_file in zip(texts, heldout_texts):
+                _write_lines(aside / train_file, map(_review_line, train))
+                _write_lines(aside / heldout_file, map(_review_line, held_out))
+            _write_lines(aside / ANNOTATIONS_FILE, map(_annotation_line, marked))
+            _write_lines(aside / VECTORS_FILE, _vector_lines(train, seed))
+            for path in sorted(aside.iterdir()):
+                path.replace(folder / path.name)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
 
@@ -331,20 +328,6 @@ def _hash(text: str) -> int:
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raises an error rather than overwrite what may be the real data, or anything else."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder for the sample data")
-    ours = {SAMPLE_MARKER, ANNOTATIONS_FILE, VECTORS_FILE, ".cache"}
-    ours |= {name.format(aspect=a) for name in (TRAIN_FILE, HELDOUT_FILE) for a in TRAINED_ASPECTS}
-    found = {path.name for path in folder.iterdir()}
-    if found and (SAMPLE_MARKER not in found or found - ours):
-        other = min(found - ours or found)
-        raise UsageError(f"{folder} has files that are not sample data ({other}); name another folder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from aaai23.errors import UsageError
+from aaai23.sample_data import MARKER, claim_folder
 
 SPLITS = ("train", "valid", "test")
 SIZES = (50_000, 10_000, 10_000)
-SAMPLE_MARKER = "SAMPLE_DATA.txt"
 
 # Graphs that are simulated together: few enough for their temporaries to stay in the processor's cache.
 _CHUNK = 1000
@@ -137,7 +137,7 @@ def write(
     ):
         names = []
         for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
-            data_name, edges_name = f"data_{split}{suffix}.npy", f"edges_{split}{suffix}.npy"
+            data_name, edges_name = file_names(split, suffix)
             data = _new_array(Path(aside, data_name), np.float64, (size, timesteps, 2, nb_vertices))
             edges = _new_array(Path(aside, edges_name), np.float32, (size, nb_vertices, nb_vertices))
             _fill(data, edges, np.random.default_rng([seed, index]), progress)
@@ -145,6 +145,11 @@ def write(
         for name in names:
             os.replace(Path(aside, name), folder / name)
     return [folder / name for name in names]
+
+
+def file_names(split: str, suffix: str) -> tuple[str, str]:
+    """Return the names of a split's positions and edges."""
+    return f"data_{split}{suffix}.npy", f"edges_{split}{suffix}.npy"
 
 
 def default_suffix(timesteps: int, nb_vertices: int) -> str:
@@ -157,9 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        write(options.output, options.timesteps, options.vertices, options.samples, options.seed, options.suffix)
         if options.sample:
-            _mark_as_sample(Path(options.output))
+            suffix = options.suffix or default_suffix(options.timesteps, options.vertices)
+            claim_folder(options.output, [name for split in SPLITS for name in file_names(split, suffix)])
+        write(options.output, options.timesteps, options.vertices, options.samples, options.seed, options.suffix)
     except (UsageError, OSError) as error:
         parser.error(str(error))
 
@@ -181,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=42, help="seed of the simulation (42)")
     parser.add_argument("--suffix", help="end of the file names (_novar_1skip_{T}t_1r_graph{n})")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder for the six files")
-    parser.add_argument("--sample", action="store_true", help=f"mark the folder as sample data: {SAMPLE_MARKER}")
+    parser.add_argument("--sample", action="store_true", help=f"mark the folder as sample data: {MARKER}")
     return parser
 
 
@@ -226,14 +232,6 @@ def _fill(data: np.memmap, edges: np.memmap, rng: np.random.Generator, progress:
         progress.update(size)
     data.flush()
     edges.flush()
-
-
-def _mark_as_sample(folder: Path) -> None:
-    marker = folder / SAMPLE_MARKER
-    if not marker.exists():
-        marker.write_text(
-            "The files in this folder are sample data: small, made by a program, for trying things out.\n"
-        )
 
 
 if __name__ == "__main__":
