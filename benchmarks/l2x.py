@@ -1,0 +1,79 @@
+"""The training step of Learning to Explain: against its floor, and packed reviews against padded ones."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aaai23.l2x.model import Explainer, Selector, squared_error
+from aaai23.methods import METHODS, Options
+from benchmarks.measure import Repeat, Row, compare, training_step
+from imle.solvers import select_k
+from tests.plain_l2x import plain_scores
+
+BATCH, LENGTH, MEAN, K, WORDS = 40, 350, 130, 10, 20_000
+
+
+def make_reviews(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return word ids `[B, T]` of reviews of 130 words on average, and ratings `[B]`."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, WORDS, (BATCH, LENGTH), generator=generator)
+    lengths = torch.randint(20, 2 * MEAN - 20, (BATCH, 1), generator=generator)
+    tokens[torch.arange(LENGTH) < LENGTH - lengths] = 0
+    return tokens.to(device), torch.rand(BATCH, generator=generator).to(device)
+
+
+def explainer(layer: torch.nn.Module, device: torch.device) -> Explainer:
+    """Return the networks around a layer, the same weights each time."""
+    torch.manual_seed(0)
+    embedding = torch.randn(WORDS, 200)
+    embedding[0] = 0
+    return Explainer(embedding, layer, K).to(device).train()
+
+
+def central_aimle() -> torch.nn.Module:
+    """Return the layer of the mission's command."""
+    options = Options(noise="gumbel", samples=1, target="adaptive", symmetric=True)
+    return METHODS["aimle"](functools.partial(select_k, k=K), options)
+
+
+def run(device: torch.device) -> list[Row]:
+    """Measure the step at the mission's command."""
+    tokens, ratings = make_reviews(device)
+    step, floor = (_step(explainer(layer, device), tokens, ratings) for layer in (central_aimle(), Repeat(1)))
+    rows = [
+        compare(
+            "L2X step, central, S=1",
+            step,
+            "floor",
+            floor,
+            device,
+            target=1.10,
+            per_call=BATCH,
+            unit="reviews",
+        )
+    ]
+    if device.type == "cpu":
+        rows.append(_packing(tokens, ratings, device))
+    return rows
+
+
+def _packing(tokens: Tensor, ratings: Tensor, device: torch.device) -> Row:
+    packed = explainer(central_aimle(), device)
+    padded = explainer(central_aimle(), device)
+    padded.selector.forward = functools.partial(plain_scores, padded.selector)  # type: ignore[method-assign]
+    padded.selector.dropout = torch.nn.Dropout(0.2)  # type: ignore[assignment]
+    assert isinstance(packed.selector, Selector)
+    return compare(
+        "L2X step, packed reviews",
+        _step(packed, tokens, ratings),
+        "padded",
+        _step(padded, tokens, ratings),
+        device,
+        target=0.5,
+    )
+
+
+def _step(model: Explainer, tokens: Tensor, ratings: Tensor) -> Callable[[], None]:
+    return training_step(model, lambda: squared_error(model(tokens), ratings))
