@@ -37,7 +37,10 @@ class AIMLE(TargetEstimator):
         base = self.target_base(theta, noise)
         if self.symmetric_perturbation:
             # g = [MAP(alpha theta + lambda dy + tau' eps) - MAP(alpha theta - lambda dy + tau' eps)] / (2 lambda)
-            z_plus, z_minus = solve(torch.stack([base - step, base + step]))
+            sides = step.new_empty((2, *step.shape))
+            torch.sub(base, step, out=sides[0])
+            torch.add(base, step, out=sides[1])
+            z_plus, z_minus = solve(sides)
             return self.scale((z_plus - z_minus) / 2, theta, dy, size)
         if self._base_is_forward_pass():
             z_base, (z_target,) = z, solve((base + step)[None])

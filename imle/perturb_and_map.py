@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imle.noise import draw
+from imle.target import safe_norm
 
 Solver = Callable[..., Any]
 
@@ -208,7 +209,7 @@ class PerturbAndMAP:
         Raises:
             FloatingPointError: dy holds NaN or infinite numbers, and `nonfinite` is "raise".
         """
-        finite = torch.isfinite(dy).all()
+        finite = torch.isfinite(safe_norm(dy))
         if not host_may_wait(dy):
             return torch.where(finite, dy, 0.0), finite if self.nonfinite == "raise" else None
         if finite:
