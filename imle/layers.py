@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imle._compile import eager
 from imle.perturb_and_map import BoundSolver, PerturbAndMAP, Solver, check_theta
 
 
@@ -49,7 +50,7 @@ class MAPLayer(nn.Module):
             return self.estimator.apply(self.solver, theta, *args, **kwargs)
         return self._solve(theta, *args, **kwargs)
 
-    @torch.compiler.disable
+    @eager
     @torch.no_grad()
     def _solve(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         bound = BoundSolver(self.solver, check_theta(theta).shape[0], args, kwargs)

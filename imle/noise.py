@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imle._compile import eager
+
 Device = str | torch.device | int | None
 
 # Scores of the table of quantiles: probabilities from 1.3e-12 to 1 - 1.3e-12, 1170 cells a standard deviation.
@@ -276,7 +278,7 @@ def _quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tenso
     return scores
 
 
-@torch.compiler.disable
+@eager
 @lru_cache(maxsize=64)
 def _table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return quantiles of SoG(k, s) at the cells' lower ends and their rises over the cells, [cells + 1] each."""

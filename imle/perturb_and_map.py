@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imle._compile import eager
 from imle.noise import draw
 from imle.target import safe_norm
 
@@ -158,7 +159,7 @@ class PerturbAndMAP:
 
         return differentiable_solver
 
-    @torch.compiler.disable
+    @eager
     def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> Any:
         """Solve a perturbed theta `[B, ...]`; returns z `[B*S, ...]`, the samples of one instance side by side."""
         bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imle._compile import eager
 from imle.noise import GumbelNoiseDistribution
 from imle.perturb_and_map import BoundSolver, PerturbAndMAP, Solver, check_theta, decorate
 
@@ -45,7 +46,7 @@ class SFE(PerturbAndMAP):
         if self.nonfinite != "raise":
             raise ValueError("sfe takes no nonfinite: it sees losses, not dy")
 
-    @torch.compiler.disable
+    @eager
     def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return z `[B*S, ...]`, detached, and log p(u; theta) `[B*S]`, differentiable in theta."""
         bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)
