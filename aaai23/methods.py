@@ -6,11 +6,10 @@ A method is built around a solver. It is a module: theta `[B, ...]` -> z `[B*S, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-import functools
 
 from torch import Tensor, nn
 

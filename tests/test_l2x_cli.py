@@ -146,6 +146,13 @@ def test_a_finished_seed_is_not_trained_again_on_resume(sample, tmp_path, run):
     assert len(before["history"]) == 1
 
 
+def test_a_finished_seed_goes_on_when_more_epochs_are_asked_for(sample, tmp_path, run):
+    name = ("--name", "longer")
+    assert run(flags(sample, tmp_path, "-e", "1", *name))[0] == 0
+    assert run(flags(sample, tmp_path, "-e", "2", *name, "--resume"))[0] == 0
+    assert [entry["epoch"] for entry in record(tmp_path)["history"]] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aaai23.arguments import (
     ArgumentParser,
@@ -113,6 +113,20 @@ def log_summary(log: logging.Logger, finals: Sequence[dict[str, float]]) -> None
         log.info(f"Final {title} List: {statistics.fmean(values):.5f} ± {statistics.pstdev(values):.5f}")
 
 
+def finished(
+    path: Path, epochs: int, config: Mapping[str, Any], not_compared: Sequence[str]
+) -> dict[str, float] | None:
+    """Return the final figures of a run that has gone as far as `epochs`, else None.
+
+    Raises:
+        UsageError: it had other settings.
+    """
+    if not is_finished(path, config, not_compared):
+        return None
+    record = read_record(path)
+    return record["final"] if record["config"]["epochs"] >= epochs else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train and measure all reruns."""
     args = parser().parse_args(argv)
@@ -131,9 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     finals = []
     for seed in range(args.seed, args.seed + args.reruns):
         record = record_path(args.results_dir, "l2x", args.name, seed)
-        if args.resume and is_finished(record, config_of(args), NOT_COMPARED):
-            final = read_record(record)["final"]
-        else:
+        final = finished(record, args.epochs, config_of(args), NOT_COMPARED) if args.resume else None
+        if final is None:
             path = checkpoint_path(args.checkpoint, seed, args.reruns)
             final = dict(run_seed(args, data, seed, path, device, log))
         log_seed(log, seed, final)

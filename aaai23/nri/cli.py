@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aaai23.arguments import (
@@ -18,7 +19,8 @@ from aaai23.arguments import (
     true_or_false,
 )
 from aaai23.errors import UsageError
-from aaai23.record import NOT_SETTINGS, is_finished, read_record, record_path
+from aaai23.nri.settings import NOT_COMPARED, NOT_IN_NAME, config_of, method_name
+from aaai23.record import is_finished, read_record, record_path
 from aaai23.shell import configure_logging, run_cli
 
 if TYPE_CHECKING:
@@ -26,10 +28,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from aaai23.nri.data import Layouts
+
 SCRIPT = "torch-nri-cli.py"
-EVALUATION_FLAGS = ("eval_batch_size", "eval_edge_metric_bs", "edge_metric_num_samples")
-NOT_TRAINING = ("mode", "cuda", "verbose", "data_dir", "experiments_folder", "experiment_name", "add_timestamp")
-NOT_IN_NAME = (*NOT_SETTINGS, *NOT_TRAINING, *EVALUATION_FLAGS)
 
 
 def parser() -> ArgumentParser:
@@ -86,7 +87,12 @@ def _add_network_arguments(result: ArgumentParser) -> None:
 
 def _add_structure_arguments(result: ArgumentParser) -> None:
     add = result.add_argument_group("edges").add_argument
-    add("--sst", choices=("indep", "tree", "topk"), default="tree", help="what samples are: a tree, n-1 edges, any edges")
+    add(
+        "--sst",
+        choices=("indep", "tree", "topk"),
+        default="tree",
+        help="what samples are: a tree, n-1 edges, any edges",
+    )
     add("--symmeterize_logits", type=true_or_false, default=True, help="one logit for both directions of an edge")
     relaxations = ("exp_family_entropy", "binary_entropy")
     add("--relaxation", choices=relaxations, default="exp_family_entropy", help="of method sst")
@@ -142,36 +148,43 @@ def check(args: Namespace) -> None:
     Raises:
         UsageError: says which, and what to do.
     """
+    for reason in (*_task_refusals(args), *_method_refusals(args)):
+        raise UsageError(reason)
+
+
+def _task_refusals(args: Namespace) -> Iterator[str]:
+    if args.edge_types != 2:
+        yield f"--edge_types {args.edge_types}: an edge is there or not; leave it at 2"
+    if args.num_rounds != 1:
+        yield f"--num_rounds {args.num_rounds}: messages are passed once a frame; leave it at 1"
+    if args.num_vertices < 2 or args.timesteps < 2:
+        yield "--num_vertices and --timesteps must be at least 2"
+    if args.prediction_steps > args.timesteps:
+        yield f"--prediction_steps {args.prediction_steps} of --timesteps {args.timesteps}: predict fewer"
+    if args.sst == "tree" and not args.symmeterize_logits:
+        yield "--sst tree needs --symmeterize_logits True: the edges of a tree have no direction"
+    if args.sst != "indep" and not args.use_gumbels_for_kl:
+        yield "--use_gumbels_for_kl False needs --sst indep: the KL divergence of trees and subsets has no closed form"
+
+
+def _method_refusals(args: Namespace) -> Iterator[str]:
     score = args.use_nvil or args.use_reinforce
-    standard = args.method in ("aimle", "imle") and args.aimle_target == "standard"
-    refusals = (
-        (args.relaxation == "binary_entropy", "--relaxation binary_entropy needs a convex solver that is not part of"
-         " this project: use exp_family_entropy"),
-        (args.edge_types != 2, f"--edge_types {args.edge_types}: samples are of 2 types, edge or none; leave it at 2"),
-        (args.num_rounds != 1, f"--num_rounds {args.num_rounds}: messages are passed once a frame; leave it at 1"),
-        (args.num_vertices < 2, "--num_vertices must be at least 2"),
-        (args.timesteps < 2, "--timesteps must be at least 2: a frame and one to predict"),
-        (args.prediction_steps > args.timesteps,
-         f"--prediction_steps {args.prediction_steps} is more than --timesteps {args.timesteps}"),
-        (args.sst == "tree" and not args.symmeterize_logits,
-         "--sst tree needs --symmeterize_logits True: the edges of a tree have no direction"),
-        (args.hard != args.st and args.method == "sst" and not score,
-         "--hard True and --st True go together: discrete samples have no gradient but a straight-through one"),
-        (args.use_nvil and args.use_reinforce, "--use_nvil and --use_reinforce are two methods: choose one"),
-        (score and args.method != "sst", f"--method {args.method} with NVIL or REINFORCE: leave --method out"),
-        (not score and args.num_samples != 1, "--num_samples is of NVIL and REINFORCE; others take --imle-samples"),
-        (args.use_reinforce and args.reinforce_baseline == "multi_sample" and args.num_samples < 2,
-         "--reinforce_baseline multi_sample needs --num_samples of 2 or more"),
-        (args.use_reinforce and args.reinforce_baseline == "batch" and args.batch_size * args.num_samples < 2,
-         "--reinforce_baseline batch needs --batch_size of 2 or more"),
-        (standard and args.imle_lambda == 0,
-         "--imle-lambda 0 with the standard target gives no gradient: raise it or give --aimle-target adaptive"),
-        (not args.use_gumbels_for_kl and args.sst != "indep",
-         "--use_gumbels_for_kl False needs --sst indep: the KL divergence of trees and subsets has no closed form"),
-    )  # fmt: skip
-    for refused, reason in refusals:
-        if refused:
-            raise UsageError(reason)
+    if args.relaxation == "binary_entropy":
+        yield "--relaxation binary_entropy needs a convex solver, which this project does without: exp_family_entropy"
+    if args.use_nvil and args.use_reinforce:
+        yield "--use_nvil and --use_reinforce are two methods: choose one"
+    if score and args.method != "sst":
+        yield f"--method {args.method} together with NVIL or REINFORCE: choose one"
+    if not score and args.num_samples != 1:
+        yield "--num_samples is of NVIL and REINFORCE: aimle, imle and ste take --imle-samples"
+    if args.use_reinforce and args.reinforce_baseline == "multi_sample" and args.num_samples < 2:
+        yield "--reinforce_baseline multi_sample needs --num_samples of 2 or more"
+    if args.use_reinforce and args.reinforce_baseline == "batch" and args.batch_size * args.num_samples < 2:
+        yield "--reinforce_baseline batch needs --batch_size of 2 or more"
+    if not score and args.method == "sst" and args.hard != args.st:
+        yield "--hard True and --st True go together: discrete samples have no gradient but a straight-through one"
+    if args.method in ("imle", "aimle") and args.aimle_target == "standard" and args.imle_lambda == 0:
+        yield "--imle-lambda 0 with the standard target gives no gradient: raise it or give --aimle-target adaptive"
 
 
 def notes(args: Namespace) -> list[str]:
@@ -203,8 +216,13 @@ def choose_device(args: Namespace, log: logging.Logger) -> torch.device:
 
 def label(args: Namespace) -> str:
     """Return what a reader of folder names should see first."""
-    method = "nvil" if args.use_nvil else "reinforce" if args.use_reinforce else args.method
-    return f"{method}_T{args.timesteps}_{args.sst}"
+    return f"{method_name(args)}_T{args.timesteps}_{args.sst}"
+
+
+def announcements(args: Namespace) -> list[str]:
+    """Return what the authors' code prints about its networks."""
+    encoder = "factor graph MLP" if args.factor else "MLP"
+    return [f"Using {encoder} encoder.", "Using learned interaction net decoder.", "Using Adam."]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,11 +236,48 @@ def main(argv: list[str] | None = None) -> int:
     print(Namespace(**dict(sorted(vars(args).items()))), flush=True)
     for note in notes(args):
         log.info(note)
+    for line in announcements(args):
+        print(line, flush=True)
 
     from aaai23.nri.data import load  # torch and its friends load only when there is work to do
 
-    data = load(args.data_dir, args.suffix, args.num_vertices, args.timesteps, args.dims)
-    if data.sample_data:
+    data = load(args.data_dir, args.suffix, args.timesteps, args.num_vertices, args.dims)
+    if data["train"].sample_data:
         log.info(f"{args.data_dir} holds sample data, a stand-in for the full set: no figure below is a published one")
-    (_train if args.mode == "train" else _evaluate)(args, data, device, log)
+    if args.mode == "train":
+        _train(args, data, device, log)
+    else:
+        from aaai23.nri.evaluate import evaluate_trials
+
+        evaluate_trials(args, data, device)
     return 0
+
+
+def _train(args: Namespace, data: Mapping[str, Layouts], device: torch.device, log: logging.Logger) -> None:
+    from aaai23.nri.train import describe, run_seed
+
+    record = record_path(args.results_dir, "nri", args.name, args.seed)
+    final = finished(args, record) if args.resume else None
+    if final is None:
+        final = dict(run_seed(args, data, device, log))
+    for name, title in (("val", "Validation"), ("test", "Test")):
+        log.info(f"{title} {describe(final, name)}")
+    log.info("Experiment completed.")
+
+
+def finished(args: Namespace, record: Path) -> dict[str, float] | None:
+    """Return the final figures of a run that has gone as far as the command line asks, else None.
+
+    Raises:
+        UsageError: it had other settings.
+    """
+    if not is_finished(record, config_of(args), NOT_COMPARED):
+        return None
+    found = read_record(record)
+    last = min(args.num_iterations, args.max_steps or args.num_iterations)
+    return found["final"] if found["history"][-1]["iteration"] >= last else None
+
+
+def entry() -> None:
+    """Run from the shell, with its exit codes."""
+    run_cli(main, SCRIPT)

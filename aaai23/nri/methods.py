@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aaai23.methods import METHODS, NOISES, Options, Solver
+from aaai23.methods import METHODS, NOISES, Options, Solver, beta_of
 from aaai23.relaxations import (
     independent_edge_marginals,
     k_subset_marginals,
@@ -111,6 +111,11 @@ class EdgeSampler(nn.Module):
         """Return `nll` `[B*S]`, unchanged in value, with the gradient that the samples do not carry themselves."""
         return nll
 
+    @property
+    def beta(self) -> float | None:
+        """The perturbation size now, None if the method has none."""
+        return None
+
     @torch.no_grad()
     def draw(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return one discrete sample of each instance, `[B, E]`."""
@@ -130,6 +135,11 @@ class PerturbedSampler(EdgeSampler):
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return samples `[B*S, E]`."""
         return self.layer(theta), None
+
+    @property
+    def beta(self) -> float | None:
+        """The perturbation size now, None for straight-through."""
+        return beta_of(self.layer)
 
 
 class RelaxedSampler(EdgeSampler):

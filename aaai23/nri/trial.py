@@ -1,11 +1,11 @@
 """Trials: the folder of one trained seed inside an experiments folder.
 
-    experiments/<experiments_folder>/lr{lr}_temp{temp}_encwd{wd}_decwd{wd}_{seed}/
-        train_config.json                 the settings
-        encoder.pt, decoder.pt            the weights to evaluate
-        checkpoint.pt                     what --resume continues from
-        log.txt                           a line for each evaluation
-        train_and_val_measurements.pkl    the same figures, a list of dicts for other programs; not read here
+experiments/<experiments_folder>/lr{lr}_temp{temp}_encwd{wd}_decwd{wd}_{seed}/
+    train_config.json                 the settings
+    encoder.pt, decoder.pt            the weights to evaluate
+    checkpoint.pt                     what --resume continues from
+    log.txt                           a line for each evaluation
+    train_and_val_measurements.pkl    the same figures, a list of dicts for other programs; not read here
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 
 from aaai23.checkpoint import load_checkpoint, save_checkpoint
 from aaai23.errors import UsageError
+from aaai23.nri.settings import NOT_COMPARED
 from aaai23.record import check_same_config, plain, write_atomically
 
 ROOT = Path("experiments")
@@ -83,6 +84,17 @@ def read_config(trial: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{trial / CONFIG} holds no settings; move the trial away or train it again")
     return config
+
+
+def refuse_another(trial: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to replace a trial that was trained with other settings.
+
+    Raises:
+        UsageError: the folder holds one.
+    """
+    if (trial / CONFIG).exists():
+        remedy = "choose another --experiments_folder or --experiment_name"
+        check_same_config(read_config(trial), config, NOT_COMPARED, what=f"the trial {trial}", remedy=remedy)
 
 
 def check_config(trial: Path, now: Mapping[str, Any], compared: Iterable[str]) -> None:

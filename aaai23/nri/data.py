@@ -1,0 +1,130 @@
+"""Reads simulated graph layouts: trajectories of vertices, and the edges that shaped them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from aaai23.errors import UsageError
+from aaai23.sample_data import is_sample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("train", "valid", "test")
+REMAKE = "make the files anew with ./get_data.sh nri"
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Trajectories of graph layouts.
+
+    Attributes:
+        positions: `[N, n, T, dims]`, float32, in [-1, 1] on the training set.
+        edges: 0/1 `[N, U]`, float32, in the order of `torch.triu_indices(n, n, 1)`.
+        sample_data: these are sample data, not the full-size set.
+    """
+
+    positions: Tensor
+    edges: Tensor
+    sample_data: bool = False
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device | str) -> "Layouts":
+        """Return the layouts on a device."""
+        return Layouts(self.positions.to(device), self.edges.to(device), self.sample_data)
+
+
+def load(
+    data_dir: Path | str,
+    suffix: str,
+    timesteps: int,
+    vertices: int = 10,
+    dims: int = 2,
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, Layouts]:
+    """Read the layouts of some splits, scaled to [-1, 1] by the minimum and the maximum of the training positions.
+
+    Args:
+        data_dir: the folder of `data_{split}{suffix}.npy`, `[N, T', dims, n]`, and of `edges_{split}{suffix}.npy`,
+            symmetric 0/1 `[N, n, n]`.
+        suffix: names the data set, e.g. "_novar_1skip_10t_1r_graph10".
+        timesteps: T, the number of frames to keep, from the first.
+        vertices: n, the number that the files should have.
+        dims: dimensions of a position that the files should have.
+        splits: which of "train", "valid" and "test"; the training positions are needed for all of them.
+
+    Raises:
+        UsageError: a file is missing, cannot be read, or is not of the shape or the content that was asked for.
+    """
+    import numpy as np
+
+    folder = Path(data_dir)
+    train = _read(folder / f"data_train{suffix}.npy")
+    low, high = float(np.min(train, initial=np.inf)), float(np.max(train, initial=-np.inf))
+    if not (np.isfinite((low, high)).all() and low < high):
+        raise UsageError(f"data_train{suffix}.npy in {folder} has no range to scale by: {low} to {high}; {REMAKE}")
+    layouts = {}
+    for split in splits:
+        positions = _read_positions(folder / f"data_{split}{suffix}.npy", timesteps, vertices, dims)
+        edges = _read_edges(folder / f"edges_{split}{suffix}.npy", len(positions), vertices)
+        positions = positions.sub_(low).mul_(2 / (high - low)).sub_(1)
+        layouts[split] = Layouts(positions, edges, sample_data=is_sample(folder))
+    return layouts
+
+
+def _read(path: Path) -> "np.ndarray":
+    """Map an array of numbers into memory."""
+    import numpy as np
+
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: run ./get_data.sh nri, or check --suffix and the data folder")
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{path} cannot be read ({reason}): {REMAKE}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise UsageError(f"{path} does not hold an array of numbers: {REMAKE}")
+    return array
+
+
+def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Tensor:
+    """Return positions `[N, n, T, dims]` as they are in the file, but for float32."""
+    import numpy as np
+
+    array = _read(path)
+    if array.ndim != 4 or len(array) == 0:
+        raise UsageError(f"{path} has shape {array.shape}, not [N, T, dims, n]: {REMAKE}")
+    _, frames, file_dims, file_vertices = array.shape
+    if file_dims != dims:
+        raise UsageError(f"{path} has {file_dims} dimensions, not {dims}: set --dims {file_dims}")
+    if file_vertices != vertices:
+        raise UsageError(f"{path} has {file_vertices} vertices, not {vertices}: set --num_vertices {file_vertices}")
+    if not 2 <= timesteps <= frames:
+        raise UsageError(f"{path} has {frames} frames, so --timesteps can be 2 to {frames}, not {timesteps}")
+    positions = torch.from_numpy(np.array(array[:, :timesteps].transpose(0, 3, 1, 2), np.float32, order="C"))
+    if not positions.isfinite().all():
+        raise UsageError(f"{path} holds positions that are not finite: {REMAKE}")
+    return positions
+
+
+def _read_edges(path: Path, samples: int, vertices: int) -> Tensor:
+    """Return the edges `[N, U]`, where the file says 1 for an edge and 0 or -1 for none."""
+    import numpy as np
+
+    array = _read(path)
+    if array.shape != (samples, vertices, vertices):
+        raise UsageError(f"{path} has shape {array.shape}, not {(samples, vertices, vertices)} as its data: {REMAKE}")
+    if not ((array == 0) | (array == 1) | (array == -1)).all():
+        raise UsageError(f"{path} holds edges other than 0 and 1: {REMAKE}")
+    edges = torch.from_numpy(np.trunc((array + 1.0) / 2).astype(np.float32))
+    if not torch.equal(edges, edges.mT):
+        raise UsageError(f"{path} holds edges that are not symmetric: {REMAKE}")
+    low, high = torch.triu_indices(vertices, vertices, 1)
+    return edges[:, low, high]
