@@ -45,11 +45,6 @@ def kl_gumbel(logits: Tensor) -> Tensor:
     return (logits + torch.exp(-logits) - 1).sum(1) / vertices
 
 
-def elbo(nll: Tensor, kl: Tensor) -> Tensor:
-    """Return the evidence lower bound of each sample, `[B]`, in nats per vertex: larger is better."""
-    return -(nll + kl)
-
-
 @dataclass(frozen=True)
 class EdgeMetrics:
     """How well edges were recovered, for each sample.
