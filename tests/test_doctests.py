@@ -1,0 +1,46 @@
+"""The examples in docstrings run as they stand, and every public name has one."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import imle
+import imle.solvers
+
+MODULES = ["imle", *(module.name for module in pkgutil.walk_packages(imle.__path__, "imle."))]
+ABSTRACT = {"BaseNoiseDistribution", "BaseTargetDistribution", "BatchedSolver"}
+FUNCTIONS = [("imle.aimle", "aimle"), ("imle.imle", "imle"), ("imle.ste", "ste"), ("imle.sfe", "sfe")]
+PUBLIC = [
+    *FUNCTIONS,
+    *((getattr(imle, name).__module__, name) for name in imle.__all__ if name not in ABSTRACT),
+    *((getattr(imle.solvers, name).__module__, name) for name in imle.solvers.__all__ if name not in ABSTRACT),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(name)
+    assert inspect.getdoc(module)
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=str)
+def test_every_public_name_has_an_example(module, name):
+    value = getattr(importlib.import_module(module), name)
+    assert inspect.getdoc(value)
+    assert doctest.DocTestFinder(recurse=False).find(value, name)[0].examples, f"{module}.{name} has no example"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_has_a_docstring(name):
+    module = importlib.import_module(name)
+    for key, value in vars(module).items():
+        if not key.startswith("_") and getattr(value, "__module__", None) == name:
+            assert inspect.getdoc(value), f"{name}.{key}"
+            methods = vars(value).items() if inspect.isclass(value) else ()
+            for method, function in methods:
+                if not method.startswith("_") and inspect.isfunction(function):
+                    assert function.__doc__, f"{name}.{key}.{method}"

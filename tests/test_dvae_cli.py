@@ -1,0 +1,354 @@
+"""The script of the discrete VAE, from its flags to its record, on sample data."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aaai23.dvae import cli, train
+from aaai23.dvae.data import FILES, intensities, load
+from aaai23.dvae.model import losses, nelbo
+from aaai23.dvae.model import test_loss as published_test_loss
+from aaai23.dvae.picture import random_codes, write_images
+from aaai23.dvae.sample import idx_bytes, make_digits, write_sample
+from aaai23.sample_data import MARKER
+from aaai23.shell import run_cli
+from imle.solvers import select_k
+
+ROOT = Path(__file__).parent.parent
+MISSION = (
+    "-e 100 -b 100 -K 10 --code-m 20 --code-n 20 -M aimle --imle-samples 10 --imle-noise sog --imle-temperature 1.0 "
+    "--imle-lambda 0.0 --aimle-symmetric --aimle-target adaptive --ste-noise sog --ste-temperature 0.0 --seed 0 "
+    "--init-temperature 0.0 --gradient-scaling --aimle-beta-update-momentum 0.0 --aimle-beta-update-step 0.001 "
+    "--aimle-target-norm 10.0"
+)
+SMALL = (
+    "-e 2 -b 100 --input-dim 196 --code-m 4 --code-n 6 -K 3 -M aimle --imle-samples 2 --imle-temperature 1 "
+    "--imle-lambda 0.1 --aimle-symmetric --aimle-target adaptive --aimle-beta-update-step 0.01 --device cpu"
+)
+METHODS = {
+    "aimle": [],
+    "imle": ["--aimle-target", "standard", "--imle-lambda", "10"],
+    "ste": ["--ste-temperature", "1"],
+    "gumbel-softmax": ["--init-temperature", "1"],
+    "gumbel-softmax, hard": ["--init-temperature", "1", "--hard"],
+}
+
+
+def write_digits(folder, nb_train, nb_test, invert=False):
+    """Write the first digits of the sample data, every other row and column of them."""
+    folder.mkdir(parents=True)
+    (train, train_labels), (test, test_labels) = make_digits()
+    train, test = train[:, ::2, ::2], test[:, ::2, ::2]
+    if invert:
+        train, test = 255 - train, 255 - test
+    for name, content in zip(FILES, (train[:nb_train], train_labels[:nb_train], test[:nb_test], test_labels[:nb_test])):
+        (folder / name).write_bytes(idx_bytes(content))
+    (folder / MARKER).touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("dvae") / "digits", 450, 50)
+
+
+def flags(digits, folder, *more):
+    return [*SMALL.split(), "--data-dir", str(digits), "--results-dir", f"{folder}/results", *more]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the script in this process: exit code, output, errors."""
+
+    def run_here(arguments):
+        with pytest.raises(SystemExit) as stop:
+            run_cli(lambda _: cli.main(arguments), cli.SCRIPT)
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run_here
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Spare the time to draw, where a test looks at other things."""
+    monkeypatch.setattr("aaai23.dvae.train.Session.draw", lambda session: None)
+
+
+def start(arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "cli/torch-vae-cli.py"), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def new_session(digits, *more):
+    args = cli.parser().parse_args(flags(digits, "unused", "--name", "n", *more))
+    return train.Session(args, load(digits), Path("unused"), torch.device("cpu"))
+
+
+def find(folder, name="seed0.json"):
+    (path,) = Path(folder, "results", "vae").glob(f"*/{name}")
+    return path
+
+
+def record(folder):
+    return json.loads(find(folder).read_text())
+
+
+def test_the_missions_command_is_accepted_and_means_what_it_says():
+    args = cli.parser().parse_args(MISSION.split())
+    cli.check(args)
+    assert (args.method, args.epochs, args.select_k, args.imle_samples, args.seed) == ("aimle", 100, 10, 10, 0)
+    assert args.gradient_scaling and args.aimle_symmetric and args.aimle_target == "adaptive"
+    assert (args.imle_lambda, args.init_temperature, args.aimle_target_norm) == (0, 0, 10)
+
+
+def test_defaults_are_those_of_the_released_script():
+    args = vars(cli.parser().parse_args([]))
+    expected = {
+        **{"batch_size": 100, "input_dim": 784, "epochs": 100, "select_k": 10, "code_m": 20, "code_n": 20},
+        **{"method": "imle", "anneal_rate": 3e-5, "init_temperature": 1.0, "min_temperature": 0.5, "hard": False},
+        **{"aimle_symmetric": False, "aimle_target": "standard", "aimle_beta_update_step": 1e-4},
+        **{"aimle_beta_update_momentum": 0.0, "aimle_target_norm": 1.0, "imle_noise": "sog", "imle_samples": 1},
+        **{"imle_temperature": 10.0, "imle_lambda": 10.0, "ste_noise": "sog", "ste_temperature": 0.0},
+        **{"gradient_scaling": False, "seed": 0, "data_dir": Path("data"), "max_iterations": None},
+    }
+    assert {key: args[key] for key in expected} == expected
+
+
+def test_choices_of_the_command_line_are_those_of_the_registry():
+    from aaai23.methods import METHODS, NOISES, TARGETS
+
+    actions = {action.dest: action for action in cli.parser()._actions}
+    assert set(actions["method"].choices) - {"gumbel-softmax"} <= set(METHODS)
+    assert set(actions["imle_noise"].choices) == set(actions["ste_noise"].choices) == set(NOISES)
+    assert set(actions["aimle_target"].choices) == set(TARGETS)
+
+
+def test_output_is_the_missions(digits, tmp_path, run):
+    code, out, err = run(flags(digits, tmp_path))
+    assert code == 0, err
+    begin, number = r"INFO:torch-vae-cli\.py:", r"\d+\.\d{%d}"
+    expected = [rf"{begin}.* holds sample data, a stand-in for MNIST: .*"]
+    for epoch in (1, 2):
+        loss = rf"Training Loss: {number % 4} ± {number % 4}"
+        rest = rf"Temperature: 1\.00000\tBeta: {number % 5}"
+        expected += [rf"{begin}Epoch {epoch}/2\t{loss}\t{rest}", rf"{begin}Average Test Loss: {number % 5}"]
+    expected.append(rf"{begin}Experiment completed\.")
+    lines = out.splitlines()
+    assert len(lines) == len(expected), out
+    for pattern, line in zip(expected, lines):
+        assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_learns_and_leaves_its_figures_in_the_record(method, digits, tmp_path, run):
+    arguments = ["-M", method.split(",")[0], *METHODS[method], "-e", "8"]
+    code, out, err = run(flags(digits, tmp_path, *arguments))
+    assert code == 0, err
+    found = record(tmp_path)
+    first, last = found["history"][0], found["history"][-1]
+    assert set(first) == {"epoch", "loss", "loss_std", "tau", "beta", "test_loss", "test_nelbo"}
+    assert found["final"] == {key: last[key] for key in ("loss", "test_loss", "test_nelbo", "beta")}
+    assert (found["task"], found["status"], found["sample_data"], len(found["history"])) == ("vae", "finished", True, 8)
+    assert last["loss"] < 0.6 * first["loss"] and last["test_nelbo"] < 0.9 * first["test_nelbo"]
+    # with S = 2 the published test loss counts the KL by half
+    assert last["test_loss"] < last["test_nelbo"] < 2 * last["test_loss"]
+    assert ("Beta" in out) == (last["beta"] is not None) == (method in ("aimle", "imle"))
+
+
+def test_pictures_lie_beside_the_record(digits, tmp_path, run):
+    assert run(flags(digits, tmp_path, "-e", "1", "--seed", "3"))[0] == 0
+    for name in ("seed3-images.png", "seed3-curves.png"):
+        assert find(tmp_path, name).read_bytes().startswith(b"\x89PNG")
+        assert find(tmp_path, name).parent == find(tmp_path, "seed3.json").parent
+
+
+def test_pictures_show_images_reconstructions_samples_and_curves_and_say_sample_data(
+    digits, tmp_path, run, monkeypatch
+):
+    drawn, curves = [], []
+    monkeypatch.setattr("aaai23.dvae.train.write_images", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("aaai23.dvae.train.write_curves", lambda *arguments: curves.append(arguments))
+    assert run(flags(digits, tmp_path, "-M", "gumbel-softmax"))[0] == 0
+    ((_, rows, size, title),) = drawn
+    originals, reconstructions, samples = rows.values()
+    assert originals.shape == reconstructions.shape == samples.shape == (12, 196) and size == (14, 14)
+    assert torch.equal(originals, intensities(load(digits).test[:12]))
+    assert samples.min() > 0 and samples.max() < 1 and not torch.equal(samples, reconstructions)
+    ((_, history, also),) = curves
+    assert history == record(tmp_path)["history"] and "sample data" in title == also
+
+
+def test_a_reconstruction_is_what_the_decoder_makes_of_the_images_code(digits):
+    session = new_session(digits, "-M", "imle", "--imle-noise", "none", "--imle-samples", "3")
+    images = session.data.test[:5]
+    with torch.no_grad():
+        theta = session.model.encoder(intensities(images)).view(-1, 6)
+        code = select_k(theta, 3).view(5, 4 * 6)
+        expected = session.model.decoder(code).sigmoid()
+    torch.testing.assert_close(train.reconstruct(session.model, images, seed=0), expected)
+
+
+def test_images_of_a_picture_stand_in_rows_with_ink_where_they_are_bright(tmp_path):
+    from matplotlib.image import imread
+
+    bright, empty = torch.ones(12, 16), torch.zeros(12, 16)
+    write_images(tmp_path / "p.png", {"": bright, " ": empty}, (4, 4), "")
+    grey = imread(tmp_path / "p.png")[..., :3].mean(-1)
+    upper, lower = grey[: len(grey) // 2], grey[len(grey) // 2 :]
+    assert (upper < 0.1).mean() > 0.4 and (lower < 0.1).mean() < 0.01
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_same_command_and_seed_give_the_same_record_and_another_seed_another(digits, tmp_path, run):
+    histories = []
+    for seed, name in ((0, "first"), (0, "second"), (1, "third")):
+        arguments = ("-e", "1", "--max-iterations", "3", "--seed", str(seed))
+        assert run(flags(digits, tmp_path / name, *arguments))[0] == 0
+        histories.append(json.loads(find(tmp_path / name, f"seed{seed}.json").read_text())["history"])
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize("method", ["aimle", "gumbel-softmax"])
+def test_a_killed_run_resumes_to_the_figures_of_an_uninterrupted_one(method, digits, tmp_path, run):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = ("-e", "12", "-M", method)
+    assert run(flags(digits, whole, *arguments))[0] == 0
+    process = start(flags(digits, killed, *arguments))
+    for line in process.stdout:
+        if "Epoch 3/12" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert record(killed)["status"] == "running"
+    code, out, err = run(flags(digits, killed, *arguments, "--resume"))
+    assert code == 0, err
+    assert "Epoch 2/12" not in out and "Epoch 12/12" in out
+    assert record(killed)["history"] == record(whole)["history"]
+    assert record(killed)["final"] == record(whole)["final"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_temperature_of_a_resumed_run_is_that_of_its_step(digits, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("aaai23.dvae.model.ANNEAL_EVERY", 10)
+    annealed = ("-M", "gumbel-softmax", "--anneal-rate", "0.05", "--name", "x")
+    for folder, epochs in (("whole", ["3"]), ("parts", ["1", "2", "3"])):
+        for last in epochs:
+            assert run(flags(digits, tmp_path / folder, *annealed, "-e", last, "--resume"))[0] == 0
+    whole, parts = (record(tmp_path / folder)["history"] for folder in ("whole", "parts"))
+    assert [entry["tau"] for entry in whole] == [1.0, pytest.approx(math.exp(-0.5)), pytest.approx(math.exp(-0.5))]
+    assert parts == whole
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_is_not_trained_again_on_resume_but_goes_on_to_more_epochs(digits, tmp_path, run):
+    named = ("--name", "n", "--resume")
+    assert run(flags(digits, tmp_path, *named))[0] == 0
+    before = record(tmp_path)
+    code, out, _ = run(flags(digits, tmp_path, *named))
+    assert code == 0 and "Epoch" not in out and "Average Test Loss" in out and "completed" in out
+    assert record(tmp_path) == before
+    code, out, _ = run(flags(digits, tmp_path, *named, "-e", "3"))
+    assert code == 0 and "Epoch 2/3" not in out and "Epoch 3/3" in out
+    assert record(tmp_path)["history"][:2] == before["history"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_max_iterations_counts_the_steps_of_the_whole_run(digits, tmp_path, run):
+    assert run(flags(digits, tmp_path, "-e", "9", "--max-iterations", "7"))[0] == 0
+    assert [entry["epoch"] for entry in record(tmp_path)["history"]] == [1, 2]  # 450 images: 5 steps, then 2
+    assert torch.load(find(tmp_path, "seed0.pt"), weights_only=True)["iteration"] == 7
+
+
+def test_measuring_does_not_change_how_training_goes_on(digits):
+    session = new_session(digits)
+    generator = torch.get_rng_state()
+    weights = {key: value.clone() for key, value in session.model.state_dict().items()}
+    first, second = (train.evaluate(session.model, session.data.test, seed=0) for _ in range(2))
+    assert first == second != train.evaluate(session.model, session.data.test, seed=1)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(weights[key], value) for key, value in session.model.state_dict().items())
+
+
+def test_measured_figures_are_means_over_images_however_these_are_split(digits):
+    session = new_session(digits, "-M", "imle", "--imle-noise", "none")
+    images = session.data.train[: train.EVALUATION_BATCH + 33]
+    x = intensities(images)
+    with torch.no_grad():
+        pair = losses(*session.model(x), x)
+    figures = train.evaluate(session.model, images, seed=0)
+    assert figures["test_loss"] == pytest.approx(published_test_loss(*pair).mean().item(), rel=1e-6)
+    assert figures["test_nelbo"] == pytest.approx(nelbo(*pair).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "nowhere"], "get_data.sh"),
+        (["-K", "7"], "--select-k"),
+        (["-M", "gumbel-softmax", "--init-temperature", "0"], "--init-temperature"),
+        (["--min-temperature", "0"], "--min-temperature"),
+        (["--input-dim", "784"], "--input-dim 196"),
+        (["-M", "reinforce"], "--method"),
+        (["--imle-samples", "0"], "--imle-samples"),
+        (["--name", "a/b"], "--name"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(digits, tmp_path, run, arguments, message):
+    code, out, err = run(flags(digits, tmp_path, *arguments))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1 and message in err, err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_perturbation_of_size_zero_that_stays_so_is_warned_about(digits, tmp_path, run):
+    useless = ("--aimle-target", "standard", "--imle-lambda", "0", "--max-iterations", "1")
+    code, out, _ = run(flags(digits, tmp_path, *useless))
+    assert code == 0 and "WARNING:torch-vae-cli.py:--imle-lambda 0" in out
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_of_other_settings_or_other_images_is_refused(digits, tmp_path, run):
+    once = ("-e", "1", "--max-iterations", "1", "--name", "n")
+    assert run(flags(digits, tmp_path, *once))[0] == 0
+    for resume in ((), ("--resume",)):
+        code, _, err = run(flags(digits, tmp_path, *once, *resume, "-K", "2"))
+        assert code == 2 and "select_k 3 (now 2)" in err
+        other = write_digits(tmp_path / f"inverted{len(resume)}", 450, 50, invert=True)
+        code, _, err = run(flags(other, tmp_path, *once, *resume))
+        assert code == 2 and "crc32" in err
+    moved = write_digits(tmp_path / "moved", 450, 50)
+    assert run(flags(moved, tmp_path, *once))[0] == 0
+
+
+def test_random_codes_have_k_ones_in_every_row_at_uniform_places():
+    rows = random_codes(500, code_m=4, code_n=5, k=2).view(-1, 5)
+    assert torch.equal(rows.sum(1), torch.full((2000,), 2.0))
+    torch.testing.assert_close(rows.mean(0), torch.full((5,), 0.4), atol=0.05, rtol=0)
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from aaai23.dvae import cli; cli.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_whole_sample_data_teach_the_published_network(tmp_path, run):
+    write_sample(tmp_path / "mnist")
+    small = MISSION.replace("-e 100", "-e 2").replace("--imle-samples 10", "--imle-samples 2")
+    code, out, err = run([*small.split(), "--data-dir", str(tmp_path), "--results-dir", f"{tmp_path}/results"])
+    assert code == 0, err
+    history = record(tmp_path)["history"]
+    assert history[0]["beta"] == pytest.approx(0.06) and history[1]["loss"] < 0.7 * history[0]["loss"], out

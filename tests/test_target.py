@@ -1,0 +1,420 @@
+"""The target distributions: the adaptive rule step by step, its state, and gradients at the edge of arithmetic."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+
+from imle.aimle import aimle
+from imle.imle import imle
+from imle.layers import MAPLayer
+from imle.noise import GumbelNoiseDistribution
+from imle.solvers import select_k
+from imle.ste import ste
+from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution, safe_norm
+
+
+def select_two(theta):
+    return select_k(theta, 2)
+
+
+def step(target, nonzero, dy=None, batch=4, samples=1, width=10):
+    """One backward pass of the target alone, with the given number of non-zero entries in its difference."""
+    gradient = torch.zeros(batch * samples * width)
+    gradient[:nonzero] = 1.0
+    gradient = gradient[torch.randperm(len(gradient))].view(batch, samples, width)
+    dy = torch.ones(batch, samples, width) if dy is None else dy
+    theta = torch.ones(batch, width)
+    return target.process(gradient, theta, dy, target.perturbation_size(theta, dy))
+
+
+# The rule
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.9, 0.5])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_beta_follows_the_rule_step_by_step(samples, decay, momentum):
+    target = AdaptiveTargetDistribution(
+        initial_beta=0.02,
+        initial_grad_norm=1.5,
+        beta_update_step=1e-3,
+        beta_update_momentum=momentum,
+        grad_norm_decay_rate=decay,
+        target_norm=2.0,
+    )
+    beta, mean, update = 0.02, 1.5, 0.0
+    rises = falls = floors = 0
+    sparse, dense = [0] * 25, [30 * samples] * 50
+    for nonzero in sparse + dense + sparse + [7, 8 * samples, 9 * samples, 40 * samples] * 5:
+        step(target, nonzero, samples=samples)
+        mean = decay * mean + (1 - decay) * nonzero / (4 * samples)
+        change = 1e-3 if mean < 2.0 else -1e-3
+        update = momentum * update + change
+        rises, falls, floors = rises + (change > 0), falls + (change < 0), floors + (beta + update <= 0)
+        beta = max(beta + update, 0.0)
+        assert target.grad_norm == pytest.approx(mean, rel=1e-12)
+        assert target.beta == pytest.approx(beta, rel=1e-9, abs=1e-15)
+    assert min(rises, falls, floors) > 0
+
+
+def test_beta_rises_when_gradients_are_sparse_and_falls_when_they_are_dense():
+    sparse, dense = AdaptiveTargetDistribution(), AdaptiveTargetDistribution()
+    for _ in range(20):
+        step(sparse, nonzero=0)
+        step(dense, nonzero=40)
+    assert sparse.beta == pytest.approx(1 + 20e-4)
+    assert dense.beta == pytest.approx(1 - 20e-4)
+
+
+def test_the_count_at_the_target_norm_lowers_beta():
+    target = AdaptiveTargetDistribution(initial_grad_norm=1.0, target_norm=1.0, grad_norm_decay_rate=1.0)
+    step(target, nonzero=0)
+    assert target.beta == pytest.approx(1 - 1e-4)
+
+
+def test_beta_stops_at_zero_and_rises_again():
+    target = AdaptiveTargetDistribution(initial_beta=0.0015, beta_update_step=1e-3, grad_norm_decay_rate=0.0)
+    seen = []
+    for nonzero in (40, 40, 40, 0, 0):
+        step(target, nonzero)
+        seen.append(target.beta)
+    assert seen == pytest.approx([0.0005, 0.0, 0.0, 0.001, 0.002])
+
+
+def test_entries_are_counted_per_solution_before_the_division_by_lambda():
+    """Half a unit in a central difference is one entry; tiny or huge lambdas change no count."""
+    for beta in (1e-6, 1e6):
+        target = AdaptiveTargetDistribution(initial_beta=beta, grad_norm_decay_rate=0.0)
+        layer = aimle(target_distribution=target, symmetric_perturbation=True)(lambda x: (x > 0).to(x))
+        theta = torch.tensor([[1e-9, 1.0], [-1e-9, 1.0], [-1e-9, 1.0]], requires_grad=True)
+        layer(theta).backward(torch.tensor([[1.0, 0.0]] * 3))
+        assert target.grad_norm == pytest.approx(1.0)
+
+
+def test_lambda_is_the_step_relative_to_theta_over_the_whole_batch():
+    target = AdaptiveTargetDistribution(initial_beta=0.5)
+    theta, dy = torch.randn(3, 4), torch.randn(3, 1, 4)
+    expected = 0.5 * math.sqrt(sum(x**2 for x in theta.flatten().tolist()))
+    expected /= math.sqrt(sum(x**2 for x in dy.flatten().tolist()))
+    assert target.perturbation_size(theta, dy).item() == pytest.approx(expected, rel=1e-6)
+    three = dy.expand(3, 3, 4)  # as much larger as theta repeated three times: the same lambda
+    assert target.perturbation_size(theta, three).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_g_is_divided_by_the_lambda_of_the_step_before_the_update():
+    target = AdaptiveTargetDistribution(initial_beta=0.001, beta_update_step=1.0, target_norm=5.0)
+    scaled = step(target, nonzero=4)  # ||theta|| = ||dy||: lambda = beta
+    assert scaled.max().item() == pytest.approx(1000.0)
+    assert target.beta > 1
+
+
+def test_a_sequence_of_passes_through_a_solver_moves_beta_as_the_rule_says():
+    target = AdaptiveTargetDistribution(initial_beta=0.0, beta_update_step=0.05, target_norm=1.0)
+    layer = aimle(target_distribution=target, noise_distribution=GumbelNoiseDistribution(), nb_samples=2)(select_two)
+    theta = torch.randn(3, 6, requires_grad=True)
+    beta, mean = 0.0, 1.0
+    nonzero_seen = 0
+    for _ in range(60):
+        state = torch.get_rng_state()
+        z = layer(theta)
+        dy = torch.randn(6, 6)
+        size = beta * math.sqrt(2) * theta.detach().double().norm() / dy.double().norm()
+        z.backward(dy)
+        after = torch.get_rng_state()
+        torch.set_rng_state(state)
+        eps = GumbelNoiseDistribution().sample((3, 2, 6))
+        torch.set_rng_state(after)
+        moved = select_two(theta.detach()[:, None] + eps - size.float() * dy.view(3, 2, 6))
+        nonzero = (z.detach().view(3, 2, 6) != moved).sum().item()
+        nonzero_seen += nonzero
+        mean = 0.9 * mean + 0.1 * nonzero / 6
+        beta = max(beta + (0.05 if mean < 1.0 else -0.05), 0.0)
+        assert target.beta == pytest.approx(beta, abs=1e-12)
+    assert nonzero_seen > 20
+
+
+# A zero, tiny, huge or broken dy
+
+
+def informative(dy_scale, **options):
+    """Return the gradient and the target after one pass whose dy has the given scale."""
+    target = AdaptiveTargetDistribution(initial_beta=1.0)
+    layer = aimle(target_distribution=target, **options)(select_two)
+    theta = torch.tensor([[0.5, 0.4, 0.3, 0.2]] * 2, requires_grad=True)
+    layer(theta).backward(dy_scale * torch.tensor([[1.0, 0.0, 0.0, -1.0]] * 2))
+    return theta.grad, target
+
+
+def state(target):
+    return {name: value.clone() for name, value in target.state_dict().items()}
+
+
+def test_a_zero_dy_leaves_the_state_alone():
+    gradient, target = informative(0.0)
+    assert torch.equal(gradient, torch.zeros(2, 4))
+    assert state(target) == state(AdaptiveTargetDistribution(initial_beta=1.0))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-3, 1e3, 1e20, 1e30, 1e38])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tiny_and_huge_dy_give_gradients_of_their_own_scale(scale, symmetric):
+    expected, ordinary = informative(1.0, symmetric_perturbation=symmetric)
+    gradient, target = informative(scale, symmetric_perturbation=symmetric)
+    assert expected.abs().sum() > 0
+    assert torch.allclose(gradient.double() / scale, expected.double(), rtol=1e-4)
+    assert target.beta == ordinary.beta
+
+
+@pytest.mark.parametrize("beta", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 3e38])
+def test_at_the_limits_of_float32_nothing_turns_into_nan(scale, beta):
+    def solver(theta):
+        assert not theta.isnan().any()
+        return select_two(theta)
+
+    target = AdaptiveTargetDistribution(initial_beta=beta)
+    theta = torch.tensor([[0.5, 0.4, 0.3, 0.2]], requires_grad=True)
+    aimle(target_distribution=target)(solver)(theta).backward(torch.tensor([[scale, 0.0, 0.0, -scale]]))
+    assert theta.grad.isfinite().all()
+    assert math.isfinite(target.beta)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_dy_that_is_not_finite_raises_and_leaves_the_state_alone(bad):
+    target = AdaptiveTargetDistribution(initial_beta=1.0)
+    layer = aimle(target_distribution=target)(select_two)
+    theta = torch.randn(2, 4, requires_grad=True)
+    before = state(target)
+    with pytest.raises(FloatingPointError, match='pass nonfinite="skip"'):
+        layer(theta).backward(torch.tensor([[bad, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
+    assert theta.grad is None
+    assert state(target) == before
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_skipped_step_warns_and_leaves_the_state_alone(bad):
+    target = AdaptiveTargetDistribution(initial_beta=1.0)
+    layer = aimle(target_distribution=target, nonfinite="skip")(select_two)
+    theta = torch.randn(2, 4, requires_grad=True)
+    before = state(target)
+    with pytest.warns(UserWarning, match="not finite"):
+        layer(theta).backward(torch.tensor([[bad, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
+    assert torch.equal(theta.grad, torch.zeros(2, 4))
+    assert state(target) == before
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("function", [aimle, imle, ste])
+def test_on_an_accelerator_a_broken_dy_gives_nan_or_a_silent_zero(function, nonfinite, bad, monkeypatch):
+    monkeypatch.setattr("imle.perturb_and_map.host_may_wait", lambda x: False)
+    target = AdaptiveTargetDistribution(initial_beta=1.0)
+    targets = {} if function is ste else {"target_distribution": target}
+    layer = function(nonfinite=nonfinite, nb_samples=2, **targets)(select_two)
+    theta = torch.randn(2, 4, requires_grad=True)
+    before = state(target)
+    dy = torch.ones(4, 4)
+    dy[1, 2] = bad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(theta).backward(dy)
+    assert theta.grad.isnan().all() if nonfinite == "raise" else torch.equal(theta.grad, torch.zeros(2, 4))
+    assert state(target) == before
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_on_an_accelerator_a_finite_dy_is_treated_as_on_the_cpu(scale, monkeypatch):
+    expected, ordinary = informative(scale)
+    monkeypatch.setattr("imle.perturb_and_map.host_may_wait", lambda x: False)
+    gradient, target = informative(scale)
+    assert torch.equal(gradient, expected)
+    assert state(target) == state(ordinary)
+
+
+def test_training_goes_on_after_a_skipped_step():
+    target = AdaptiveTargetDistribution(initial_beta=1.0)
+    layer = aimle(target_distribution=target, nonfinite="skip")(select_two)
+    theta = torch.randn(2, 4, requires_grad=True)
+    with pytest.warns(UserWarning):
+        layer(theta).backward(torch.full((2, 4), math.nan))
+    layer(theta).backward(torch.randn(2, 4))
+    assert theta.grad.isfinite().all() and theta.grad.abs().sum() > 0
+    assert target.beta != 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_norms_survive_squares_that_do_not(scale, dtype):
+    x = torch.tensor([3.0, 4.0], dtype=dtype) * scale
+    assert safe_norm(x).dtype == torch.float64
+    assert safe_norm(x).item() == pytest.approx(5 * scale, rel=1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_norms_of_float64_survive_the_squares_of_float64():
+    assert safe_norm(torch.tensor([3e200, 4e200], dtype=torch.float64)).item() == pytest.approx(5e200)
+    assert safe_norm(torch.tensor([3e-200, 4e-200], dtype=torch.float64)).item() == pytest.approx(5e-200)
+    assert safe_norm(torch.zeros(3, dtype=torch.float64)).item() == 0
+    assert safe_norm(torch.zeros(0, dtype=torch.float64)).item() == 0
+
+
+# The state
+
+
+def layer_and_optimiser():
+    torch.manual_seed(5)
+    target = AdaptiveTargetDistribution(initial_beta=0.0, beta_update_step=0.01, beta_update_momentum=0.5)
+    layer = MAPLayer(select_two, aimle(target_distribution=target, noise_distribution=GumbelNoiseDistribution()))
+    theta = torch.nn.Parameter(torch.randn(4, 8))
+    return torch.nn.ParameterDict({"theta": theta}), layer, torch.optim.Adam([theta], lr=0.05)
+
+
+def train(parameters, layer, optimiser, steps):
+    history = []
+    for _ in range(steps):
+        loss = (layer(parameters["theta"]) - torch.linspace(0, 1, 8)).square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        history.append((loss.item(), layer.target_distribution.beta, layer.target_distribution.grad_norm))
+    return history
+
+
+def test_a_run_resumed_midway_goes_on_as_if_uninterrupted(tmp_path):
+    run = layer_and_optimiser()
+    train(*run, steps=20)
+    everything = {"modules": [module.state_dict() for module in run], "random": torch.get_rng_state()}
+    torch.save(everything, tmp_path / "checkpoint.pt")
+    expected = train(*run, steps=20)
+
+    resumed = layer_and_optimiser()
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for module, module_state in zip(resumed, checkpoint["modules"]):
+        module.load_state_dict(module_state)
+    torch.set_rng_state(checkpoint["random"])
+    assert train(*resumed, steps=20) == expected
+    assert len({beta for _, beta, _ in expected}) > 5
+
+
+def test_the_state_of_a_layer_is_in_its_state_dict():
+    _, layer, _ = layer_and_optimiser()
+    names = {f"target_distribution.{name}" for name in ("_beta", "_grad_norm", "_beta_update")}
+    assert set(layer.state_dict()) == names
+    target = AdaptiveTargetDistribution(initial_beta=0.3)
+    step(target, nonzero=0)
+    twin = AdaptiveTargetDistribution()
+    twin.load_state_dict(target.state_dict())
+    assert (twin.beta, twin.grad_norm) == (target.beta, target.grad_norm)
+    step(twin, nonzero=0)
+    assert twin.beta != target.beta
+
+
+def test_the_estimator_inside_a_layer_uses_the_state_that_is_loaded():
+    _, layer, _ = layer_and_optimiser()
+    loaded = {name: torch.full_like(value, 7.0) for name, value in layer.state_dict().items()}
+    layer.load_state_dict(loaded)
+    assert layer.estimator.target_distribution.beta == 7.0
+
+
+CASTS = {
+    "half": lambda module: module.half(),
+    "bfloat16": lambda module: module.to(torch.bfloat16),
+    "float": lambda module: module.float(),
+    "double": lambda module: module.double(),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_casting_a_model_does_not_round_the_state(cast):
+    target = AdaptiveTargetDistribution(initial_beta=1.0001, initial_grad_norm=1 / 3)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), MAPLayer(select_two, aimle(target_distribution=target)))
+    CASTS[cast](model)
+    assert (target.beta, target.grad_norm) == (1.0001, 1 / 3)
+    for _ in range(3):
+        step(target, nonzero=0)
+    assert target.beta == pytest.approx(1.0004, rel=1e-12)
+
+
+def test_the_state_moves_with_the_module_and_comes_to_life_from_meta():
+    target = AdaptiveTargetDistribution(initial_beta=0.3)
+    assert target.to("meta")._beta.device.type == "meta"
+    target.to_empty(device="cpu")
+    target.load_state_dict(AdaptiveTargetDistribution(initial_beta=0.3).state_dict())
+    assert target.beta == 0.3
+    assert target._beta.dtype == torch.float64
+
+
+def test_shared_memory_keeps_the_state():
+    target = AdaptiveTargetDistribution(initial_beta=0.3).share_memory()
+    assert target._beta.is_shared()
+    assert target.beta == 0.3
+
+
+def test_a_copy_has_a_state_of_its_own():
+    target = AdaptiveTargetDistribution(initial_beta=0.3)
+    twin = copy.deepcopy(target)
+    step(twin, nonzero=0)
+    assert target.beta == 0.3
+    assert twin.beta == pytest.approx(0.3001)
+
+
+def test_the_state_is_no_parameter_and_needs_no_gradient():
+    target = AdaptiveTargetDistribution()
+    assert not list(target.parameters())
+    assert not any(buffer.requires_grad for buffer in target.buffers())
+
+
+def test_beta_prints_as_a_number():
+    target = AdaptiveTargetDistribution(initial_beta=0.25)
+    assert isinstance(target.beta, float)
+    assert f"{target.beta:.5f}" == "0.25000"
+    assert "beta=0.25" in repr(target)
+    assert "beta=2.0" in repr(TargetDistribution(beta=2.0))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial_beta": -1.0}, "initial_beta must be at least 0"),
+        ({"initial_beta": math.nan}, "initial_beta must be a finite number"),
+        ({"initial_alpha": math.inf}, "initial_alpha must be a finite number"),
+        ({"grad_norm_decay_rate": 1.5}, "grad_norm_decay_rate must be between 0 and 1"),
+        ({"target_norm": math.nan}, "target_norm must be a finite number"),
+        ({"initial_grad_norm": math.nan}, "grad_norm must be a finite number"),
+        ({"beta_update_step": math.inf}, "beta_update_step must be a finite number"),
+        ({"beta_update_momentum": math.nan}, "beta_update_momentum must be a finite number"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveTargetDistribution(**options)
+
+
+def test_a_fixed_target_refuses_numbers_that_are_none():
+    with pytest.raises(ValueError, match="beta must be a finite number"):
+        TargetDistribution(beta=math.nan)
+
+
+def test_a_target_of_ones_own_needs_two_methods():
+    class Doubling(BaseTargetDistribution):
+        alpha = 1.0
+
+        def perturbation_size(self, theta, dy):
+            return dy.new_tensor(2.0)
+
+        def process(self, gradient, theta, dy, perturbation_size):
+            return gradient * perturbation_size
+
+    theta, dy = torch.randn(3, 5), torch.randn(3, 5)
+    results = []
+    for target in (Doubling(), TargetDistribution(beta=2.0)):
+        leaf = theta.clone().requires_grad_()
+        aimle(target_distribution=target)(select_two)(leaf).backward(dy)
+        results.append(leaf.grad)
+    assert results[1].abs().sum() > 0
+    assert torch.equal(results[0], 2 * results[1])
