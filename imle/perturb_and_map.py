@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from imle._compile import eager
 from imle.noise import draw
-from imle.target import safe_norm
+from imle.target import BaseTargetDistribution, safe_norm
 
 Solver = Callable[..., Any]
 
@@ -245,5 +245,11 @@ def check_theta(theta: Any) -> Tensor:
 
 
 def decorate(estimator: PerturbAndMAP, function: Solver | None) -> Any:
-    """Serve both spellings: `@estimator` over a solver, and `@estimator(options)`."""
+    """Serve both spellings: `@estimator` over a solver, and `@estimator(options)`.
+
+    Raises:
+        TypeError: an option was given by position, where the solver belongs.
+    """
+    if isinstance(function, BaseTargetDistribution) or hasattr(function, "sample"):
+        raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
     return estimator if function is None else estimator(function)

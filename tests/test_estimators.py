@@ -460,6 +460,12 @@ def test_an_answer_without_numbers_is_an_error(answer):
         ste(lambda theta: answer)(torch.randn(3, 5))
 
 
+@pytest.mark.parametrize("option", [AdaptiveTargetDistribution(), GumbelNoiseDistribution()])
+def test_an_option_in_the_place_of_the_solver_is_refused(option):
+    with pytest.raises(TypeError, match="give options by name"):
+        aimle(option)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_theta_of_the_wrong_kind_is_refused(name, spelling):

@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import dijkstra
 
+from imle.aimle import aimle
 from imle.solvers import (
     batched,
     mathias_select_k,
@@ -24,6 +25,7 @@ from imle.solvers import (
     spanning_tree,
     spanning_tree_edges,
 )
+from imle.target import TargetDistribution
 from tests.oracles import all_simple_paths, all_spanning_trees, all_subsets, exact_marginals, map_state
 
 SMALL, LARGE = 7, 3000  # rows: LARGE takes the sorting network, SMALL does not
@@ -577,6 +579,18 @@ def test_a_lifted_solver_can_be_copied_and_pickled_and_leaves_its_pool_behind():
         assert torch.equal(twin(theta), z)
     assert pickle.loads(pickle.dumps(decorated)) is decorated
     assert copy.deepcopy(decorated) is decorated
+
+
+@aimle(target_distribution=TargetDistribution(beta=1.0))
+@batched
+def largest_under_two_decorators(theta):
+    return theta == theta.max()
+
+
+def test_a_batched_solver_under_another_decorator_is_pickled_by_name():
+    inner = largest_under_two_decorators.__wrapped__
+    assert pickle.loads(pickle.dumps(inner)) is inner
+    assert pickle.loads(pickle.dumps(largest_under_two_decorators)) is largest_under_two_decorators
 
 
 def test_a_process_pool_needs_a_solver_that_can_be_imported():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import itertools
 import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Literal, overload
 
@@ -57,11 +59,11 @@ class BatchedSolver:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # As functions do: one that a module holds under its own name is pickled as that name. The solver under
-        # the decorator could not be pickled at all, for its name now leads here.
-        name = getattr(self, "__qualname__", "")
-        module = sys.modules.get(getattr(self, "__module__", ""))
-        if name and functools.reduce(lambda at, key: getattr(at, key, None), name.split("."), module) is self:
-            return name
+        # the decorator could not be pickled at all, for its name now leads here, or to a decorator over this one.
+        module, name = getattr(self, "__module__", ""), getattr(self, "__qualname__", "")
+        for depth, found in enumerate(_wrappers(module, name)):
+            if found is self:
+                return _by_name, (module, name, depth)
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -229,3 +231,19 @@ def _stack(results: list[Any]) -> Tensor:
                 f"instance 0; all must be the same"
             )
     return torch.stack(tensors)
+
+
+def _wrappers(module: str, name: str) -> Iterator[Any]:
+    """Yield what a module holds under a name, and what that wraps, and so on."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    while found is not None:
+        yield found
+        found = getattr(found, "__wrapped__", None)
+
+
+def _by_name(module: str, name: str, depth: int) -> Any:
+    """Return what lies `depth` decorators below a module's name; what unpickling calls."""
+    importlib.import_module(module)
+    return next(itertools.islice(_wrappers(module, name), depth, None))
