@@ -2,4 +2,4 @@
 
 
 class UsageError(Exception):
-    """Says in one line what is wrong with the input and what to do; the command line exits with code 2."""
+    """Say in one line what is wrong with the input and what to do; the command line exits with code 2."""

@@ -87,7 +87,7 @@ def _silence_stdout() -> None:
 
 
 class _StdoutHandler(logging.Handler):
-    """Writes each line to what is stdout at that moment, above any progress bar, and flushes."""
+    """Write each line to what is stdout at that moment, above any progress bar, and flushes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.measure import Row, as_table
 
-NAMES = ("noise", "solvers", "estimators", "l2x")
+NAMES = ("noise", "solvers", "estimators", "l2x", "dvae", "nri", "startup")
 
 
 def main(argv: list[str] | None = None) -> int:

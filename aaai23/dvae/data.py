@@ -36,7 +36,7 @@ class MNIST:
 
 
 def load(data_dir: Path | str, device: torch.device | str = "cpu") -> MNIST:
-    """Returns the images in `data_dir`, or in its folder `mnist` if it has none itself, on `device`.
+    """Return the images in `data_dir`, or in its folder `mnist` if it has none itself, on `device`.
 
     The files are those of Y. LeCun's page, gzipped (`.gz`) or not. Labels are read to see that they belong to the
     images, and not kept.
@@ -60,12 +60,12 @@ def load(data_dir: Path | str, device: torch.device | str = "cpu") -> MNIST:
 
 
 def intensities(images: Tensor) -> Tensor:
-    """Returns images of bytes, uint8 [B, P], as float32 in [0, 1]."""
+    """Return images of bytes, uint8 [B, P], as float32 in [0, 1]."""
     return images / 255
 
 
 def present_files(folder: Path) -> list[Path]:
-    """Returns which of FILES are in `folder`, plain or gzipped."""
+    """Return which of FILES are in `folder`, plain or gzipped."""
     paths = [folder / f"{name}{suffix}" for name in FILES for suffix in ("", ".gz")]
     return [path for path in paths if path.exists()]
 
@@ -78,7 +78,7 @@ def _find_folder(data_dir: Path) -> Path:
 
 
 def _read_images(folder: Path, images_name: str, labels_name: str) -> Tensor:
-    """Returns images [N, H, W] that have N labels."""
+    """Return images [N, H, W] that have N labels."""
     images = _read_idx(_find(folder, images_name), _IMAGES_MAGIC)
     labels = _read_idx(_find(folder, labels_name), _LABELS_MAGIC)
     if len(images) != len(labels):
@@ -95,7 +95,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path, magic: int) -> Tensor:
-    """Returns what an IDX file of bytes holds: a number that tells its kind, each dimension's size, the bytes."""
+    """Return what an IDX file of bytes holds: a number that tells its kind, each dimension's size, the bytes."""
     content = _read_bytes(path)
     header = struct.Struct(f">{1 + magic % 256}I")  # the last byte of the magic number counts the dimensions
     if len(content) < header.size:
@@ -114,7 +114,7 @@ def _read_idx(path: Path, magic: int) -> Tensor:
 
 
 def _read_bytes(path: Path) -> bytearray:
-    """Returns the content, unpacked; writable, as torch wants its memory."""
+    """Return the content, unpacked; writable, as torch wants its memory."""
     try:
         content = path.read_bytes()
         return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)

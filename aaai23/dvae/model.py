@@ -36,7 +36,7 @@ class DiscreteVAE(nn.Module):
         self.decoder = _perceptron(code_m * code_n, *reversed(HIDDEN), input_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits [B*M, N] and reconstruction logits [B*S, P] of images in [0, 1], [B, P]."""
+        """Return logits [B*M, N] and reconstruction logits [B*S, P] of images in [0, 1], [B, P]."""
         logits = self.encoder(images).view(-1, self.code_n)
         codes = join_rows(self.layer(logits), len(images), self.code_m)
         return logits, self.decoder(codes)
@@ -57,7 +57,7 @@ class GumbelSoftmaxLayer(nn.Module):
         self.temperature, self.hard, self.samples, self.generator = temperature, hard, samples, generator
 
     def forward(self, theta: Tensor) -> Tensor:
-        """Returns S samples for each row, side by side.
+        """Return S samples for each row, side by side.
 
         Raises:
             UsageError: the temperature is not positive.
@@ -67,12 +67,12 @@ class GumbelSoftmaxLayer(nn.Module):
 
 
 def join_rows(z: Tensor, batch_size: int, code_m: int) -> Tensor:
-    """Returns codes [B*S, M*N] of solutions z [B*M*S, N]: the S samples change places with the M rows."""
+    """Return codes [B*S, M*N] of solutions z [B*M*S, N]: the S samples change places with the M rows."""
     return z.view(batch_size, code_m, -1, z.shape[-1]).transpose(1, 2).reshape(-1, code_m * z.shape[-1])
 
 
 def losses(logits: Tensor, reconstruction_logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns how badly images are reconstructed, bce [B, S], and how much codes tell, kl [B], both in nats.
+    """Return how badly images are reconstructed, bce [B, S], and how much codes tell, kl [B], both in nats.
 
     Args:
         logits: [B*M, N].
@@ -91,22 +91,22 @@ def losses(logits: Tensor, reconstruction_logits: Tensor, images: Tensor) -> tup
 
 
 def training_loss(bce: Tensor, kl: Tensor) -> Tensor:
-    """Returns the published training loss of each image, [B]: bce summed over S, + kl; grows with S."""
+    """Return the published training loss of each image, [B]: bce summed over S, + kl; grows with S."""
     return bce.sum(-1) + kl
 
 
 def test_loss(bce: Tensor, kl: Tensor) -> Tensor:
-    """Returns the published test loss of each image, [B]: the training loss / S, in which kl counts 1/S."""
+    """Return the published test loss of each image, [B]: the training loss / S, in which kl counts 1/S."""
     return training_loss(bce, kl) / bce.shape[-1]
 
 
 def nelbo(bce: Tensor, kl: Tensor) -> Tensor:
-    """Returns the negative evidence lower bound of each image, [B]: the mean of bce over S, + kl."""
+    """Return the negative evidence lower bound of each image, [B]: the mean of bce over S, + kl."""
     return bce.mean(-1) + kl
 
 
 def temperature_at(batch: int, initial: float, rate: float, minimum: float) -> float:
-    """Returns the temperature after so many batches, counted over all epochs; it changes every 1000th batch.
+    """Return the temperature after so many batches, counted over all epochs; it changes every 1000th batch.
 
     tau = max(initial exp(-rate * batch), minimum). The first 1000 batches keep `initial`, even one below `minimum`.
     """

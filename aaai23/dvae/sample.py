@@ -36,7 +36,7 @@ Split = tuple[Tensor, Tensor]  # images uint8 [N, 28, 28], labels uint8 [N]
 
 
 def make_digits() -> tuple[Split, Split]:
-    """Returns training and test images with their labels; no digit is in both, and each call gives the same."""
+    """Return training and test images with their labels; no digit is in both, and each call gives the same."""
     from sklearn.datasets import load_digits
 
     bundled = load_digits()
@@ -49,7 +49,7 @@ def make_digits() -> tuple[Split, Split]:
 
 
 def write_sample(folder: Path | str) -> None:
-    """Writes the four files, gzipped, and the marker that names them sample data.
+    """Write the four files, gzipped, and the marker that names them sample data.
 
     Each file appears whole, the marker first: a process that dies on the way leaves nothing that could be taken
     for MNIST.
@@ -70,13 +70,13 @@ def write_sample(folder: Path | str) -> None:
 
 
 def idx_bytes(content: Tensor) -> bytes:
-    """Returns a uint8 tensor of any shape as an IDX file holds it."""
+    """Return a uint8 tensor of any shape as an IDX file holds it."""
     header = struct.pack(f">{1 + content.dim()}I", 0x0800 + content.dim(), *content.shape)
     return header + content.contiguous().numpy().tobytes()
 
 
 def _enlarge(digits: Tensor) -> Tensor:
-    """Returns digits in [0, 1], [N, 8, 8], as bytes [N, 28, 28] whose centre of mass is in the middle."""
+    """Return digits in [0, 1], [N, 8, 8], as bytes [N, 28, 28] whose centre of mass is in the middle."""
     boxes = F.interpolate(digits.unsqueeze(1), size=(BOX, BOX), mode="bicubic").squeeze(1)
     images = F.pad(boxes.clamp(0, 1), (MARGIN,) * 4)
     position = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
@@ -88,7 +88,7 @@ def _enlarge(digits: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes sample data where the command line says."""
+    """Write sample data where the command line says."""
     parser = ArgumentParser(prog="python -m aaai23.dvae.sample", description="Make sample data in MNIST's format.")
     parser.add_argument("--output", type=Path, default=Path("data/sample/mnist"), help="folder of the files")
     folder = parser.parse_args(argv).output

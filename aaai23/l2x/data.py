@@ -68,7 +68,7 @@ class L2XData:
 
 
 def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
-    """Returns reviews, annotations and word vectors for an aspect: 0 appearance, 1 aroma, 2 palate, 3 taste.
+    """Return reviews, annotations and word vectors for an aspect: 0 appearance, 1 aroma, 2 palate, 3 taste.
 
     A word's id is 3 or more, in order of first appearance in the training file (whole reviews count, also
     beyond `max_len`); 0 is padding, 1 is kept for a start symbol, 2 is an unknown word. A review keeps its
@@ -104,7 +104,7 @@ def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
 
 
 def split_heldout(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices of the validation and of the test half of n held-out reviews, as the paper does.
+    """Return the indices of the validation and of the test half of n held-out reviews, as the paper does.
 
     They are what scikit-learn's `train_test_split(range(n), test_size=0.5, random_state=seed)` returns: the
     first array is validation, the second is test (one longer when n is odd).
@@ -172,7 +172,7 @@ def _read_reviews(path: Path, aspect: int, max_len: int, word_id: Callable[[byte
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields `file:line`, for messages, and the line."""
+    """Yield `file:line`, for messages, and the line."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
@@ -272,7 +272,7 @@ def _read_vectors(path: Path) -> Content:
 
 
 def _blame_line(path: Path) -> None:
-    """Raises an error that names the first line which is not a word and its 200 numbers."""
+    """Raise an error that names the first line which is not a word and its 200 numbers."""
     for place, line in _lines(path):
         word, *numbers = line.rstrip().split(b" ")
         if len(numbers) != EMBEDDING_SIZE:
@@ -291,7 +291,7 @@ def _is_finite(number: bytes) -> bool:
 
 
 def _embed(words: list[str], vector_words: list[str], matrix: Tensor) -> Tensor:
-    """Returns the vectors of `words`, [V, 200]; zeros where a word has none or is a special one."""
+    """Return the vectors of `words`, [V, 200]; zeros where a word has none or is a special one."""
     rows = dict(zip(vector_words, range(len(vector_words))))
     for word in SPECIAL_WORDS:
         rows.pop(word, None)
@@ -312,7 +312,7 @@ class _Cache:
         self.given_up = False
 
     def fetch(self, name: str, sources: Sequence[Path], build: Callable[[], Content]) -> Content:
-        """Returns the entry of this name as built from the sources as they are now."""
+        """Return the entry of this name as built from the sources as they are now."""
         path = self.folder / f"{name}.pt"
         fingerprint = _fingerprint(sources)
         content = self._read(path, fingerprint)
@@ -360,7 +360,7 @@ def _fingerprint(sources: Sequence[Path]) -> str:
 
 
 def _checksum(content: Content) -> int:
-    """Returns a CRC over all names and values; torch.load notices a cut file, but not a changed byte."""
+    """Return a CRC over all names and values; torch.load notices a cut file, but not a changed byte."""
     checksum = 0
     for name, value in content.items():
         data = value.encode() if isinstance(value, str) else value.numpy().reshape(-1).view(np.uint8)

@@ -157,7 +157,7 @@ class Review:
         return list(itertools.chain.from_iterable(words for _, words in self.sentences))
 
     def ranges(self, aspect: int) -> list[list[int]]:
-        """Returns the [start, end) positions of the sentences on this aspect."""
+        """Return the [start, end) positions of the sentences on this aspect."""
         ends = list(itertools.accumulate(len(words) for _, words in self.sentences))
         spans = zip(self.sentences, [0, *ends], ends)
         return [[start, end] for (about, _), start, end in spans if about == aspect]
@@ -166,7 +166,7 @@ class Review:
 def write_sample(
     folder: Path | str, seed: int = 0, reviews: int = 4000, heldout: int = 1000, annotated: int = 200
 ) -> None:
-    """Writes sample data into a folder: reviews and held-out reviews of four aspects, annotations, word vectors.
+    """Write sample data into a folder: reviews and held-out reviews of four aspects, annotations, word vectors.
 
     The same arguments give the same bytes. Everything is written aside and moved into place whole; older sample
     data are replaced.
@@ -205,7 +205,7 @@ def write_sample(
 def make_reviews(
     seed: int, train: int, heldout: int, annotated: int
 ) -> tuple[list[Review], list[Review], list[Review]]:
-    """Returns so many training, held-out and annotated reviews; only the last two have words that training lacks."""
+    """Return so many training, held-out and annotated reviews; only the last two have words that training lacks."""
     rng = random.Random(seed)
     names = [start + end for start in NAME_STARTS.split() for end in NAME_ENDS.split()]
     rng.shuffle(names)
@@ -219,7 +219,7 @@ def make_reviews(
 
 
 class _Writer:
-    """Writes reviews with words from the tables above."""
+    """Write reviews with words from the tables above."""
 
     def __init__(self, rng: random.Random, names: list[str], unseen_names: list[str] | None = None):
         """`unseen_names`: given, they are used too, and words are mistyped now and then."""
@@ -240,13 +240,13 @@ class _Writer:
         return Review(ratings, tuple(sentences))
 
     def ratings(self) -> tuple[float, ...]:
-        """Draws correlated ratings in twentieths: a common factor and one of each aspect, both normal."""
+        """Draw correlated ratings in twentieths: a common factor and one of each aspect, both normal."""
         common = self.rng.gauss(0, CORRELATION**0.5)
         scores = (common + self.rng.gauss(0, (1 - CORRELATION) ** 0.5) for _ in ASPECTS)
         return tuple(round(20 * min(max(RATING_MEAN + RATING_STD * z, 0.0), 1.0)) / 20 for z in scores)
 
     def count(self, mean: float) -> int:
-        """Draws a number of sentences, at least one, around the mean."""
+        """Draw a number of sentences, at least one, around the mean."""
         whole = int(mean)
         return max(1, whole + (self.rng.random() < mean - whole) + self.rng.choice((-1, 0, 0, 1)))
 
@@ -258,7 +258,7 @@ class _Writer:
         return self.fill(" ".join([*parts, "." if self.rng.random() < 0.9 else "!"]), aspect, rating)
 
     def fill(self, template: str, aspect: int = 0, rating: float = 0.0) -> list[str]:
-        """Returns the template's words with the slots filled, "a" or "an" as it fits."""
+        """Return the template's words with the slots filled, "a" or "an" as it fits."""
         slots = {
             "N": lambda: self.rng.choice(self.nouns[aspect]),
             "S": lambda: self.graded_word(aspect, rating),
@@ -273,7 +273,7 @@ class _Writer:
         return words if self.unseen_names is None else list(map(self.typed, words))
 
     def typed(self, word: str) -> str:
-        """Returns the word, mistyped once in a while."""
+        """Return the word, mistyped once in a while."""
         if len(word) < 5 or self.rng.random() > TYPO_SHARE:
             return word
         place = self.rng.randrange(1, len(word))
@@ -285,7 +285,7 @@ class _Writer:
         return self.rng.choice(self.generic[grade] if generic else self.graded[aspect][grade])
 
     def name(self) -> str:
-        """Draws a name: the first ones of the list are frequent, the last ones rare."""
+        """Draw a name: the first ones of the list are frequent, the last ones rare."""
         names = self.names
         if self.unseen_names is not None and self.rng.random() < UNSEEN_SHARE:
             names = self.unseen_names
@@ -302,7 +302,7 @@ def _annotation_line(review: Review) -> str:
 
 
 def _vector_lines(reviews: Sequence[Review], seed: int) -> Iterable[str]:
-    """Yields each word with its vector, trained by gensim on the reviews; words seen less than 3 times have none."""
+    """Yield each word with its vector, trained by gensim on the reviews; words seen less than 3 times have none."""
     from gensim.models import Word2Vec
 
     model = Word2Vec(
@@ -321,7 +321,7 @@ def _vector_lines(reviews: Sequence[Review], seed: int) -> Iterable[str]:
 
 
 def _hash(text: str) -> int:
-    """Returns the same for the same text in every process, as `hash` does not."""
+    """Return the same for the same text in every process, as `hash` does not."""
     return zlib.crc32(text.encode())
 
 
@@ -331,7 +331,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Run the command line and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aaai23.l2x.sample", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/sample"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""Reads simulated graph layouts: trajectories of vertices, and the edges that shaped them."""
+"""Read simulated graph layouts: trajectories of vertices, and the edges that shaped them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -119,7 +119,7 @@ class MLP(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """Reads a trajectory and returns one logit per directed edge.
+    """Read a trajectory and returns one logit per directed edge.
 
     Args:
         n_in: numbers per vertex, frames times dimensions.

@@ -1,0 +1,110 @@
+"""The training step of Neural Relational Inference against its floors, and the networks against plain ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aaai23.methods import METHODS, Options
+from aaai23.nri.metrics import kl_gumbel, nll_gaussian
+from aaai23.nri.model import MLPDecoder, MLPEncoder, symmetrise, to_directed
+from aaai23.relaxations import straight_through
+from benchmarks.measure import Repeat, Row, compare, training_step
+from imle.solvers import spanning_tree_edges
+from tests.plain_nri import PlainDecoder, PlainEncoder
+
+BATCH, VERTICES, T, STEPS, DIMS = 128, 10, 10, 9, 2
+
+
+class HardGraph(nn.Module):
+    """A stricter floor than repeating theta: the same trees each time, as sparse as the layer's, straight through."""
+
+    def __init__(self, trees: Tensor):
+        super().__init__()
+        self.register_buffer("trees", trees)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """Return the trees, with the gradient of theta."""
+        assert isinstance(self.trees, Tensor)
+        return straight_through(self.trees, theta)
+
+
+class Network(nn.Module):
+    """Encoder, layer, decoder and the loss, fast or plain."""
+
+    def __init__(self, layer: nn.Module, plain: bool = False):
+        super().__init__()
+        self.plain = plain
+        torch.manual_seed(0)
+        self.encoder = PlainEncoder(T * DIMS) if plain else MLPEncoder(T * DIMS)
+        self.decoder = PlainDecoder() if plain else MLPDecoder()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the loss of positions `[B, n, T, dims]`."""
+        theta = symmetrise(self.encoder(inputs), VERTICES)
+        predicted = self.predict(inputs, self.layer(theta), STEPS)
+        nll = nll_gaussian(predicted, inputs[:, :, 1:], 5e-5)
+        return nll.mean() + kl_gumbel(to_directed(theta, VERTICES)).mean()
+
+    def predict(self, inputs: Tensor, edges: Tensor, steps: int) -> Tensor:
+        """Return predicted frames; the plain decoder takes a weight for each type of edge."""
+        if self.plain:
+            directed = to_directed(edges, VERTICES)
+            edges = torch.stack([1 - directed, directed], dim=-1)
+        return self.decoder(inputs, edges, steps)
+
+
+def run(device: torch.device) -> list[Row]:
+    """Measure T = 10, forward differences."""
+    torch.manual_seed(0)
+    inputs = torch.rand(BATCH, VERTICES, T, DIMS, device=device) * 2 - 1
+    trees = spanning_tree_edges(torch.randn(BATCH, VERTICES * (VERTICES - 1) // 2, device=device))
+
+    def step(layer: nn.Module, plain: bool = False):
+        model = Network(layer, plain).to(device).train()
+        return training_step(model, lambda: model(inputs))
+
+    ours = step(_aimle())
+    name = "NRI T=10 step, forward"
+    return [
+        compare(name, ours, "floor, repeated theta", step(Repeat(1)), device, pairs=7, target=1.05),
+        compare(name, ours, "floor, the same trees", step(HardGraph(trees)), device, pairs=9, target=1.05),
+        compare(
+            name,
+            ours,
+            "plain networks",
+            step(_aimle(), True),
+            device,
+            pairs=5,
+            target=1 / 3,
+            per_call=BATCH,
+            unit="graphs",
+        ),
+        _evaluation(inputs, trees, device),
+    ]
+
+
+def _aimle() -> nn.Module:
+    options = Options(noise="sog", noise_k=VERTICES, target="adaptive", perturbation_size=0.5, beta_update_step=1e-3)
+    return METHODS["aimle"](spanning_tree_edges, options)
+
+
+def _evaluation(inputs: Tensor, trees: Tensor, device: torch.device) -> Row:
+    fast, plain = (Network(_aimle(), is_plain).to(device).eval() for is_plain in (False, True))
+
+    @torch.inference_mode()
+    def evaluate(model: Network) -> Tensor:
+        return model.predict(inputs, trees * (model.encoder(inputs).shape[0] > 0), 1)
+
+    return compare(
+        "NRI T=10 evaluation",
+        lambda: evaluate(fast),
+        "plain networks",
+        lambda: evaluate(plain),
+        device,
+        pairs=7,
+        target=1 / 4,
+        per_call=BATCH,
+        unit="graphs",
+    )
