@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from aaai23.record import NOT_SETTINGS, config_digest
+from aaai23.record import NOT_SETTINGS, config_digest, plain
 
 _N = TypeVar("_N", int, float)
 
@@ -74,6 +74,11 @@ def default_name(config: Mapping[str, Any], label: str, ignore: Iterable[str] = 
         ignore: keys that do not count, such as the seed.
     """
     return f"{label}-{config_digest(config, ignore)[:6]}"
+
+
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the parsed flags as a record and a checkpoint hold them."""
+    return plain(vars(args))
 
 
 def true_or_false(text: str) -> bool:

@@ -5,6 +5,7 @@ what must answer before torch is loaded (`aaai23.shell.run_cli`, `aaai23.argumen
 """
 
 import hashlib
+import math
 import random
 import shlex
 import sys
@@ -46,6 +47,7 @@ __all__ = [
     "epoch_order",
     "is_finished",
     "load_checkpoint",
+    "loss_values",
     "progress",
     "random_state",
     "read_record",
@@ -89,6 +91,22 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     mixed = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7]))
     return torch.randperm(n, generator=generator)
+
+
+def loss_values(losses: Iterable[Tensor], where: str) -> list[float]:
+    """Return the losses of some steps as numbers, waiting for the device once.
+
+    Args:
+        losses: of one number each.
+        where: in training they were found, for the message.
+
+    Raises:
+        FloatingPointError: one is NaN or infinite.
+    """
+    values = torch.stack(list(losses)).tolist()
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(f"{where}: the loss is not finite; lower --lr, the temperatures or lambda")
+    return values
 
 
 class Run:

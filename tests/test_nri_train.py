@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aaai23.arguments import config_of
 from aaai23.errors import UsageError
 from aaai23.nri import cli
 from aaai23.nri.data import load
@@ -14,7 +15,6 @@ from aaai23.nri.evaluate import measure
 from aaai23.nri.inference import build, kl_bernoulli
 from aaai23.nri.methods import BASELINES, STRUCTURES, LogisticNoise, NVILBaseline, ScoreSampler, build_sampler
 from aaai23.nri.picture import adjacency
-from aaai23.nri.settings import config_of
 from aaai23.nri.simulate import write
 from aaai23.nri.train import Session, run_seed
 from aaai23.nri.trial import trial_folder

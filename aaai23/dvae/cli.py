@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     warn(args, log)
 
     from aaai23.dvae.data import load  # torch and its friends load only when there is work to do
-    from aaai23.dvae.train import NOT_COMPARED, config_of, run_seed
+    from aaai23.dvae.train import NOT_COMPARED, run_seed, settings_of
     from aaai23.run import select_device
 
     device = select_device(args.device)
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     check_data(args, data)
     if data.sample_data:
         log.info(f"{args.data_dir} holds sample data, a stand-in for MNIST: no figure below is a published one")
-    final = finished_figures(args, config_of(args, data), NOT_COMPARED) if args.resume else None
+    final = finished_figures(args, settings_of(args, data), NOT_COMPARED) if args.resume else None
     if final is None:
         checkpoint = record_path(args.results_dir, "vae", args.name, args.seed).with_suffix(".pt")
         run_seed(args, data, checkpoint, device, log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
-from aaai23.record import write_atomically
+from aaai23.figures import save_png
 from imle.solvers import select_k
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 # what history calls it -> what a reader should see above the curve
 CURVES = {
@@ -49,7 +48,7 @@ def write_images(path: Path, rows: Mapping[str, Tensor], image_size: tuple[int, 
         axes.imshow(strip.numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(name, fontsize=9, loc="left")
         axes.axis("off")
-    _write_png(path, figure)
+    save_png(figure, path)
 
 
 def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -74,10 +73,4 @@ def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    _write_png(path, figure)
-
-
-def _write_png(path: Path, figure: Figure) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    save_png(figure, path)

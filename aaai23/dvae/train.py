@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import zlib
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aaai23.arguments import config_of
 from aaai23.dvae.data import MNIST, intensities
 from aaai23.dvae.model import DiscreteVAE, GumbelSoftmaxLayer, losses, nelbo, temperature_at, test_loss, training_loss
 from aaai23.dvae.picture import random_codes, write_curves, write_images
@@ -25,6 +25,7 @@ from aaai23.run import (
     check_same_config,
     epoch_order,
     load_checkpoint,
+    loss_values,
     progress,
     random_state,
     save_checkpoint,
@@ -100,10 +101,7 @@ def train_epoch(
         loss.backward()
         optimiser.step()
         values.append(loss.detach())
-    found = torch.stack(values).tolist()
-    if not all(map(math.isfinite, found)):
-        raise FloatingPointError(f"{epoch}: the loss is not finite; lower the perturbation size or the temperatures")
-    return found
+    return loss_values(values, epoch)
 
 
 @contextlib.contextmanager
@@ -161,7 +159,7 @@ class Session:
 
     def __init__(self, args: Namespace, data: MNIST, path: Path, device: torch.device):
         seed_everything(args.seed)
-        self.args, self.data, self.path, self.config = args, data, path, config_of(args, data)
+        self.args, self.data, self.path, self.config = args, data, path, settings_of(args, data)
         self.model = build(args).to(device)
         # one kernel for all parameters, wherever torch has it
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
@@ -256,13 +254,15 @@ def training_line(label: str, figures: Mapping[str, Any]) -> str:
     return line if figures["beta"] is None else f"{line}\tBeta: {figures['beta']:.5f}"
 
 
-def config_of(args: Namespace, data: MNIST) -> dict[str, Any]:
+def settings_of(args: Namespace, data: MNIST) -> dict[str, Any]:
     """Return the settings as a record and a checkpoint hold them.
 
     The folder of the images may change between two starts of a run, the images may not: hence their checksum.
     """
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    return {**settings, "data": f"{len(data.train)} images, crc32 {zlib.crc32(bytes(data.train.cpu().numpy())):08x}"}
+    return {
+        **config_of(args),
+        "data": f"{len(data.train)} images, crc32 {zlib.crc32(bytes(data.train.cpu().numpy())):08x}",
+    }
 
 
 def run_seed(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aaai23.arguments import (
     ArgumentParser,
     add_run_arguments,
+    config_of,
     default_name,
     non_negative_float,
     positive_float,
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     log = configure_logging(SCRIPT)
 
     from aaai23.l2x.data import load  # torch and its friends load only when there is work to do
-    from aaai23.l2x.train import NOT_COMPARED, config_of, run_seed
+    from aaai23.l2x.train import NOT_COMPARED, run_seed
     from aaai23.run import select_device
 
     device = select_device(args.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from aaai23.figures import save_png
 from aaai23.l2x.data import ANNOTATIONS_FILE, L2XData
 from aaai23.l2x.model import Explainer
 from aaai23.record import write_atomically
@@ -71,8 +72,6 @@ def _article(review: ExplainedReview) -> str:
 
 def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool, columns: int = 96) -> None:
     """Draw the same as a picture, in a fixed-width font of `columns` characters a line."""
-    import io
-
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -92,9 +91,7 @@ def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_dat
                 axes.plot([column, column + len(word)], [row + 0.45] * 2, color="#2b8a3e", lw=1.6)
             for offset, letter in enumerate(word):  # one by one: the grid holds whatever the font's width
                 axes.text(column + offset + 0.5, row, letter, fontdict={**style, "ha": "center"})
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    save_png(figure, path)
 
 
 def _wrapped(review: ExplainedReview, columns: int) -> list[list[tuple[int, str, bool, bool]]]:

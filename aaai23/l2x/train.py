@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aaai23.arguments import config_of
 from aaai23.l2x.data import Annotations, L2XData, Reviews, split_heldout
 from aaai23.l2x.model import Explainer, squared_error
 from aaai23.methods import SUBSET_METHODS, Options, beta_of
+from aaai23.record import NOT_COMPARED as SHARED_NOT_COMPARED
 from aaai23.run import (
     Run,
     check_same_config,
     epoch_order,
     load_checkpoint,
+    loss_values,
     progress,
     random_state,
     save_checkpoint,
@@ -32,18 +35,7 @@ from imle.solvers import select_k
 PROJECT = "beeradv-aaai23"
 EVALUATION_BATCH = 200
 # settings that say how long or how often, not what: a resumed run may differ in them
-NOT_COMPARED = (
-    "seed",
-    "name",
-    "resume",
-    "device",
-    "results_dir",
-    "debug",
-    "data_dir",
-    "checkpoint",
-    "reruns",
-    "epochs",
-)
+NOT_COMPARED = (*SHARED_NOT_COMPARED, "checkpoint", "reruns", "epochs")
 
 
 def build(args: Namespace, embedding: Tensor) -> Explainer:
@@ -92,10 +84,7 @@ def train_epoch(
         losses.append(loss.detach())
         if log:
             log.info(f"{epoch}\tIteration {iteration}\tLoss value: {loss.item():.4f}")
-    values = torch.stack(losses).tolist()
-    if not all(map(math.isfinite, values)):
-        raise FloatingPointError(f"{epoch}: the loss is not finite; lower the perturbation size or the temperatures")
-    return values
+    return loss_values(losses, epoch)
 
 
 @torch.inference_mode()
@@ -238,11 +227,6 @@ class Session:
             "best_subset_prec": precision,
             "chance_subset_prec": chance_precision(self.annotated, self.args.select_k),
         }
-
-
-def config_of(args: Namespace) -> dict[str, Any]:
-    """Return the settings as a record and a checkpoint hold them."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
 def run_seed(

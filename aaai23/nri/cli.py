@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aaai23.arguments import (
     ArgumentParser,
     add_run_arguments,
+    config_of,
     default_name,
     non_negative_float,
     positive_float,
@@ -19,7 +20,7 @@ from aaai23.arguments import (
     true_or_false,
 )
 from aaai23.errors import UsageError
-from aaai23.nri.settings import NOT_COMPARED, NOT_IN_NAME, config_of, method_name
+from aaai23.nri.settings import NOT_COMPARED, NOT_IN_NAME, method_name
 from aaai23.record import is_finished, read_record, record_path
 from aaai23.shell import configure_logging, run_cli
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aaai23.arguments import config_of
 from aaai23.errors import UsageError
 from aaai23.nri.data import Layouts
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.metrics import edge_metrics, nll_gaussian
 from aaai23.nri.model import to_directed
-from aaai23.nri.settings import MEASURING, NOT_COMPARED, PROJECT, TRAINED_WITH, config_of, method_name
+from aaai23.nri.settings import MEASURING, NOT_COMPARED, PROJECT, TRAINED_WITH, method_name
 from aaai23.nri.trial import (
     MEASUREMENTS,
     check_config,

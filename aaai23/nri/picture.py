@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aaai23.figures import save_png
 from aaai23.nri.inference import RelationalInference
-from aaai23.record import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 RIGHT, WRONG, MISSED, TRUTH, VERTEX = "#2b8a3e", "#e03131", "#adb5bd", "#364fc7", "#212529"
 COLUMNS = 5
@@ -66,7 +64,7 @@ def draw_graphs(path: Path, positions: Tensor, true: Tensor, inferred: Tensor, t
         _draw_edges(
             axes[2 * row + 1, column], points, {MISSED: truth & ~found, WRONG: found & ~truth, RIGHT: found & truth}
         )
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _draw_edges(panel: Axes, points: Tensor, edges: Mapping[str, Tensor]) -> None:
@@ -91,10 +89,4 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) ->
         panel.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=TRUTH, ms=3)
         panel.set(xlabel="iteration", ylabel=name)
         panel.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    save_png(figure, path)

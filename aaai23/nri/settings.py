@@ -1,8 +1,6 @@
 """Which flags count for what: for a run's name, for resuming it, for measuring a trial."""
 
 from argparse import Namespace
-from pathlib import Path
-from typing import Any
 
 from aaai23.record import NOT_COMPARED as SHARED_NOT_COMPARED
 
@@ -40,8 +38,3 @@ TRAINED_WITH = (
 def method_name(args: Namespace) -> str:
     """Return the method that the flags choose: NVIL and REINFORCE go before `--method`."""
     return "nvil" if args.use_nvil else "reinforce" if args.use_reinforce else args.method
-
-
-def config_of(args: Namespace) -> dict[str, Any]:
-    """Return the settings as a record and a checkpoint hold them."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

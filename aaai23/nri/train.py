@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aaai23.arguments import config_of
 from aaai23.nri.data import SPLITS, Layouts
 from aaai23.nri.evaluate import check_batches, measure
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.model import to_directed
 from aaai23.nri.picture import adjacency, draw_curves, draw_graphs, infer
-from aaai23.nri.settings import NOT_COMPARED, PROJECT, config_of, method_name
+from aaai23.nri.settings import NOT_COMPARED, PROJECT, method_name
 from aaai23.nri.trial import (
     CHECKPOINT,
     load_weights,
@@ -32,6 +33,7 @@ from aaai23.run import (
     check_same_config,
     epoch_order,
     load_checkpoint,
+    loss_values,
     progress,
     random_state,
     save_checkpoint,
@@ -133,10 +135,7 @@ class Session:
                 losses.append(self.step())
                 if log:
                     log.info(f"Iteration {self.iteration}\tLoss value: {losses[-1].item():.4f}")
-        values = torch.stack(losses).tolist()
-        if not all(map(math.isfinite, values)):
-            raise FloatingPointError(f"the loss is not finite before iteration {stop}; lower --lr")
-        return values
+        return loss_values(losses, f"before iteration {stop}")
 
     def step(self) -> Tensor:
         """Train on the next batch; returns its loss, still on the device."""
