@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Print tables of finished runs, mean ± standard deviation over seeds, beside the published figures.
+
+./experiments/collect_results.py
+./experiments/collect_results.py results --csv > results.csv
+./experiments/collect_results.py results --figure results/figures/all
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import records
+from published import PublishedFigure, published_figure
+from records import Group
+
+RESAMPLES = 4000
+LEGEND = (
+    "Mean ± standard deviation over seeds (n - 1 in the denominator; the log lines of a run have n) [95% bootstrap "
+    "interval of the mean: BCa, and too narrow for few seeds]. Computed from the records of finished runs."
+)
+
+
+CSV_COLUMNS = (
+    *("task", "name", "sample_data", "method", "settings"),
+    *("metric", "seeds", "mean", "std", "ci95_low", "ci95_high"),
+    *("failed", "running", "published", "caveat"),
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A final figure: its name in a record, its title, the digits to show, whether methods differ in it."""
+
+    key: str
+    title: str
+    digits: int
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task is shown.
+
+    Args:
+        title: of its tables.
+        settings: column title -> name of a setting.
+        metrics: the columns of figures.
+        curves: what is logged while training -> title.
+    """
+
+    title: str
+    settings: Mapping[str, str]
+    metrics: tuple[Metric, ...]
+    curves: Mapping[str, str]
+
+
+TASKS = {
+    "l2x": Task(
+        "Learning to explain",
+        {"aspect": "aspect", "K": "select_k", "method": "method"},
+        (
+            Metric("best_test_mse", "test MSE × 100", 3),
+            Metric("best_val_mse", "validation MSE × 100", 3),
+            Metric("best_subset_prec", "subset precision × 100", 2),
+            Metric("chance_subset_prec", "chance precision × 100", 2, compared=False),
+        ),
+        {"loss_mean": "training loss", "val_mse": "validation MSE × 100", "test_mse": "test MSE × 100"},
+    ),
+    "vae": Task(
+        "Discrete variational autoencoder",
+        {"method": "method", "S": "imle_samples"},
+        (
+            Metric("loss", "training loss", 2),
+            Metric("test_loss", "test loss", 2),
+            Metric("test_nelbo", "test NELBO", 2),
+        ),
+        {"loss": "training loss", "test_loss": "test loss", "beta": "beta"},
+    ),
+    "nri": Task(
+        "Neural relational inference",
+        {"T": "timesteps", "method": "method"},
+        (
+            Metric("val_elbo", "validation ELBO", 1),
+            Metric("test_elbo", "test ELBO", 1),
+            Metric("test_acc", "test accuracy", 4),
+            Metric("test_precision", "test precision", 4),
+            Metric("test_recall", "test recall", 4),
+        ),
+        {"val_elbo": "validation ELBO", "val_precision": "validation precision", "beta": "beta"},
+    ),
+}
+
+
+def task_of(name: str, groups: Sequence[Group]) -> Task:
+    """Return how a task is shown; one that is not known shows all its final figures."""
+    if name in TASKS:
+        return TASKS[name]
+    final = {key: None for found in groups for record in found.finished for key in record["final"]}
+    keys = [key for key in final if any(found.values(key) for found in groups)]
+    return Task(name, {"method": "method"}, tuple(Metric(key, key, 4) for key in keys), {key: key for key in keys})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of n seeds; those that n does not allow are None."""
+
+    n: int
+    mean: float | None = None
+    deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return mean, standard deviation and 95% bootstrap interval of the mean.
+
+    The interval is BCa; percentiles where that does not exist. The resamples are the same in each call.
+    """
+    if len(values) < 2:
+        return Summary(len(values), *values)
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    if min(values) == max(values):
+        return Summary(len(values), mean, deviation, mean, mean)
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that BCa does not exist is seen in the interval
+            low, high = bootstrap(
+                (values,), np.mean, method=method, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
+            ).confidence_interval
+        if np.isfinite([low, high]).all():
+            break
+    return Summary(len(values), mean, deviation, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group with what was computed from it.
+
+    Args:
+        group: the runs.
+        settings: the columns before the figures.
+        summaries: metric -> its figures.
+        published: metric -> the published figure; never beside sample data.
+    """
+
+    group: Group
+    settings: Mapping[str, Any]
+    summaries: Mapping[Metric, Summary]
+    published: Mapping[Metric, PublishedFigure]
+
+
+def row_of(found: Group, task: Task) -> Row:
+    """Return a group's row."""
+    settings = {title: found.config.get(key, "") for title, key in task.settings.items()}
+    summaries = {metric: summarise(found.values(metric.key)) for metric in task.metrics}
+    figures = {metric: published_figure(found.task, metric.key, found.config) for metric in task.metrics}
+    published = {metric: figure for metric, figure in figures.items() if figure and not found.sample_data}
+    return Row(found, settings, summaries, published)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one task, all on sample data or none."""
+
+    name: str
+    task: Task
+    sample_data: bool
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Says whose figures these are."""
+        return f"{self.task.title} ({self.name})" + (", sample data" if self.sample_data else "")
+
+
+def tables_of(groups: Sequence[Group]) -> list[Table]:
+    """Return a table for each task, and one more for its runs on sample data."""
+    ordered = sorted(groups, key=lambda found: (found.task, found.sample_data))
+    tables = []
+    for (name, sample_data), members in itertools.groupby(ordered, lambda found: (found.task, found.sample_data)):
+        chosen = list(members)
+        task = task_of(name, chosen)
+        tables.append(Table(name, task, sample_data, tuple(row_of(found, task) for found in chosen)))
+    return tables
+
+
+def cell(summary: Summary, digits: int, seeds: int) -> str:
+    """Return a metric's figures as one cell; a figure that some seeds lack says how many have it."""
+    if summary.mean is None:
+        return "–"
+    text = f"{summary.mean:.{digits}f}"
+    if summary.deviation is not None:
+        text += f" ± {summary.deviation:.{digits}f}"
+    if summary.low != summary.high:
+        text += f" [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+    return text if summary.n == seeds else f"{text} (n = {summary.n})"
+
+
+def seeds_cell(found: Group) -> str:
+    """Return the number of finished seeds, and which ones failed or run."""
+    text = str(len(found.finished))
+    for status in ("failed", "running"):
+        seeds = [str(record["seed"]) for record in found.records if record["status"] == status]
+        text += f", {status}: {' '.join(seeds)}" if seeds else ""
+    return text
+
+
+def markdown(table: Table) -> Iterator[str]:
+    """Yield the lines of a table, with the caveats of its published figures."""
+    caveats = list(dict.fromkeys(figure.caveat for row in table.rows for figure in row.published.values()))
+    titles = ["name", *table.task.settings, "seeds", *(metric.title for metric in table.task.metrics)]
+    yield f"## {table.title}"
+    yield ""
+    yield _line([*titles, *(["published"] if caveats else [])])
+    yield _line(["---"] * (len(titles) + bool(caveats)))
+    for row in table.rows:
+        seeds = len(row.group.finished)
+        cells = [cell(summary, metric.digits, seeds) for metric, summary in row.summaries.items()]
+        told = [f"{metric.title} {it.value} [{caveats.index(it.caveat) + 1}]" for metric, it in row.published.items()]
+        line = [row.group.name, *row.settings.values(), seeds_cell(row.group), *cells]
+        yield _line([*line, *(["; ".join(told) or "–"] if caveats else [])])
+    yield ""
+    for number, caveat in enumerate(caveats, start=1):
+        yield f"[{number}] {caveat}.  "
+    if table.sample_data and table.name in TASKS:
+        yield "Sample data are a stand-in: no published figure may be compared with these.  "
+    yield LEGEND
+    yield ""
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(item).replace("|", "\\|") for item in cells) + " |"
+
+
+def write_csv(tables: Sequence[Table], file: TextIO) -> None:
+    """Write a line for each group and metric."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for table in tables:
+        for row in table.rows:
+            writer.writerows(_csv_line(table, row, metric) for metric in table.task.metrics)
+
+
+def _csv_line(table: Table, row: Row, metric: Metric) -> list[Any]:
+    summary, figure = row.summaries[metric], row.published.get(metric)
+    statuses = [record["status"] for record in row.group.records]
+    settings = " ".join(f"{title}={value}" for title, value in row.settings.items() if title != "method")
+    return [
+        *(table.name, row.group.name, table.sample_data, row.group.config.get("method", ""), settings),
+        *(metric.key, summary.n, summary.mean, summary.deviation, summary.low, summary.high),
+        *(statuses.count("failed"), statuses.count("running")),
+        *((figure.value, figure.caveat) if figure else ("", "")),
+    ]
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the script's flags."""
+    result = ArgumentParser(description="Tables and figures from the records of runs.", allow_abbrev=False)
+    add = result.add_argument
+    add("places", nargs="*", type=Path, default=[Path("results")], help="folders or records (default results)")
+    add("--csv", action="store_true", help="print CSV in place of Markdown")
+    add("--figure", type=Path, metavar="PREFIX", help="draw PREFIX_TASK_curves and _comparison, PNG and SVG")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables, draw the figures."""
+    flags = parser()
+    args = flags.parse_args(argv)
+    try:
+        found, skipped = records.find(args.places)
+    except FileNotFoundError as error:
+        flags.error(f"{error} does not exist; name a folder of records")
+    groups, notes = records.group(found)
+    if not groups:
+        flags.error(f"no record in {', '.join(map(str, args.places))}{''.join(f'; {line}' for line in skipped)}")
+    tables = tables_of(groups)
+    notes = [*notes, *skipped, *records.unfinished(groups), *records.several_origins(groups)]
+    if args.csv:
+        write_csv(tables, sys.stdout)
+        print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    else:
+        lines = [line for table in tables for line in markdown(table)]
+        print("\n".join([*lines, *(f"- {note}" for note in notes)]))
+    if args.figure:
+        from figures import draw
+
+        try:
+            paths = draw(tables, args.figure)
+        except OSError as error:
+            flags.error(f"cannot write the figures: {error.strerror}: {error.filename}; choose another PREFIX")
+        print(*(f"figure: {path}" for path in paths), sep="\n", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
