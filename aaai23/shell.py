@@ -47,6 +47,9 @@ def _exit_code(main: Callable[[list[str] | None], int | None], script: str) -> i
         with contextlib.suppress(BrokenPipeError):
             print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
+    # Threads that wait for one another by spinning slow a shared machine down several times over; those that sleep
+    # cost nothing to speak of. OpenMP reads this when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return main(None) or 0
