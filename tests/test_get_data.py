@@ -469,12 +469,6 @@ def test_sample_makes_only_the_part_that_lacks_a_file(checkout, lacking):
     assert checkout.python_calls() == [f"{checkout.root}|{SAMPLE_CALLS[lacking]}"]
 
 
-def test_sample_says_which_part_this_checkout_cannot_make(checkout):
-    done = checkout.run("sample")
-    assert done.returncode == 0 and checkout.python_calls() == []
-    assert "skipped: no aaai23/l2x/sample.py here" in done.stderr
-
-
 @pytest.mark.skipif(not shutil.which("shasum"), reason="shasum is not here")
 def test_shasum_serves_where_sha256sum_is_not_there(server, checkout):
     serve_mnist(server, checkout)

@@ -266,9 +266,11 @@ def test_softsub_follows_the_published_recursion():
 @pytest.mark.parametrize(("dtype", "scale", "temperature"), [(DOUBLE, 1.0, 1e-6), (torch.float32, 1e3, 1e-3)])
 def test_cold_samples_are_the_top_k_of_perturbed_logits_and_take_none_twice(relaxation, dtype, scale, temperature):
     logits = scale * torch.randn(200, 12, dtype=dtype)
-    expected = top_k_indicator(logits + gumbel_like(logits), 5)
+    keys = logits + gumbel_like(logits)
+    clear = keys.sort(dim=-1).values.diff().amin(dim=-1) > 100 * temperature  # a tie is shared at any temperature
+    assert clear.sum() > 150
     sample = relaxation(logits, 5, temperature, generator=seeded())
-    torch.testing.assert_close(sample, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(sample[clear], top_k_indicator(keys, 5)[clear], atol=1e-3, rtol=0)
 
 
 def test_softsub_never_takes_a_masked_entry():
