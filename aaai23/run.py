@@ -1,7 +1,7 @@
 """One seed, one run, one record: what all tasks share while they train.
 
-The pieces live in `record`, `checkpoint`, `tracking` and `shell`; a task imports them from here, except for
-what must answer before torch is loaded (`aaai23.shell.run_cli`, `aaai23.arguments`).
+The pieces live in `acceleration`, `record`, `checkpoint`, `tracking` and `shell`; a task imports them from here,
+except for what must answer before torch is loaded (`aaai23.shell.run_cli`, `aaai23.arguments`).
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from aaai23.acceleration import accelerate
 from aaai23.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from aaai23.errors import UsageError
 from aaai23.record import (
@@ -41,6 +42,7 @@ from aaai23.tracking import Tracker
 
 __all__ = [
     "Run",
+    "accelerate",
     "check_same_config",
     "comparable",
     "configure_logging",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 
 import torch
 
@@ -27,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
     for name in args.names or NAMES:
-        rows += importlib.import_module(f"benchmarks.{name}").run(torch.device(args.device))
+        found = importlib.import_module(f"benchmarks.{name}").run(torch.device(args.device))
+        print(as_table(found), file=sys.stderr, flush=True)  # an interrupted run has shown what it measured
+        rows += found
     if args.json:
         print(json.dumps([row.as_dict() for row in rows], indent=1))
     else:

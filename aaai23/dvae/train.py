@@ -22,6 +22,7 @@ from aaai23.methods import METHODS, Options, beta_of
 from aaai23.record import NOT_COMPARED as NOT_COMPARED_OF_A_RUN
 from aaai23.run import (
     Run,
+    accelerate,
     check_same_config,
     epoch_order,
     load_checkpoint,
@@ -161,6 +162,7 @@ class Session:
         seed_everything(args.seed)
         self.args, self.data, self.path, self.config = args, data, path, settings_of(args, data)
         self.model = build(args).to(device)
+        accelerate((self.model.encoder, self.model.decoder), args.precision, args.compile, device)
         # one kernel for all parameters, wherever torch has it
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
         self.epoch, self.iteration = 0, 0

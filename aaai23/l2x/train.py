@@ -20,6 +20,7 @@ from aaai23.methods import SUBSET_METHODS, Options, beta_of
 from aaai23.record import NOT_COMPARED as SHARED_NOT_COMPARED
 from aaai23.run import (
     Run,
+    accelerate,
     check_same_config,
     epoch_order,
     load_checkpoint,
@@ -151,6 +152,7 @@ class Session:
         self.args, self.seed, self.path = args, seed, path
         self.train, self.validation, self.test, self.annotated = to_device(data, seed, device)
         self.model = build(args, data.embedding).to(device)
+        accelerate((self.model.selector, self.model.predictor), args.precision, args.compile, device)
         # one kernel for all parameters, wherever torch has it
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, eps=1e-7, fused=True)
         self.epoch, self.iteration = 0, 0

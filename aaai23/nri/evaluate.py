@@ -30,7 +30,7 @@ from aaai23.nri.trial import (
     read_config,
 )
 from aaai23.record import plain, write_atomically
-from aaai23.run import Run
+from aaai23.run import Run, accelerate
 from imle.noise import draw
 
 ALL_MEASUREMENTS = "all_measurements.json"
@@ -112,6 +112,7 @@ def load_trial(trial: Path, args: Namespace, device: torch.device) -> Relational
     check_config(trial, config_of(args), TRAINED_WITH)
     model = build(args)
     load_weights(trial, {"encoder": model.encoder, "decoder": model.decoder})
+    accelerate((model.encoder, model.decoder), args.precision, args.compile, device)
     return model.to(device)
 
 

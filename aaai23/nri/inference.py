@@ -6,6 +6,7 @@ Systems*, ICML 2018.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 
 import torch
@@ -70,7 +71,7 @@ def kl_bernoulli(theta: Tensor, vertices: int) -> Tensor:
     """Return KL(Bernoulli(sigmoid(theta)) || Bernoulli(1/2)) summed over edges `[B, E]`, per vertex, `[B]`."""
     # sum_z q(z) log q(z) + log 2, with log q(1) = -softplus(-theta) and log q(0) = -softplus(theta)
     entropy = F.softplus(theta) - theta * torch.sigmoid(theta)
-    return (torch.log(theta.new_tensor(2.0)) - entropy).sum(dim=-1) / vertices
+    return (math.log(2.0) - entropy).sum(dim=-1) / vertices
 
 
 def build(args: Namespace) -> RelationalInference:

@@ -325,7 +325,9 @@ class MLPDecoder(nn.Module):
         send, receive = F.linear(x, from_sender), F.linear(x, from_receiver, fc1.bias)
         if rows is not None:
             every = torch.is_grad_enabled() and w.requires_grad
-            return _Messages.apply(send, receive, w, fc2.weight, fc2.bias, rows, every)
+            # one type for all: autocast does not reach into the backward pass, and has rounded only the first two
+            w, weight, bias = (tensor.to(send.dtype) for tensor in (w, fc2.weight, fc2.bias))
+            return _Messages.apply(send, receive, w, weight, bias, rows, every)
         hidden = F.dropout(F.relu(_pair_sum(send, receive)), self.dropout, self.training)
         message, n = F.relu(dense(hidden, fc2.weight, fc2.bias)), x.shape[1]
         return (w.unflatten(1, (n, 1, n - 1)) @ message.unflatten(1, (n, n - 1))).squeeze(2)

@@ -30,6 +30,7 @@ from aaai23.nri.trial import (
 )
 from aaai23.run import (
     Run,
+    accelerate,
     check_same_config,
     epoch_order,
     load_checkpoint,
@@ -58,6 +59,7 @@ class Session:
         self.args, self.trial = args, trial
         self.train, self.validation, self.test = (data[name].to(device) for name in SPLITS)
         self.model = build(args).to(device)
+        accelerate(self.networks.values(), args.precision, args.compile, device)
         self.optimiser = optimiser_of(self.model, args)
         self.last = min(args.num_iterations, args.max_steps or args.num_iterations)
         self.iteration, self.epoch = 0, -1

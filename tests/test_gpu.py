@@ -1,0 +1,247 @@
+"""What needs a GPU to be seen: training steps that never wait for the host, and results that agree with the CPU's."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from aaai23.acceleration import accelerate
+from aaai23.dvae import train as vae_train
+from aaai23.dvae.cli import parser as vae_parser
+from aaai23.l2x import train as l2x_train
+from aaai23.l2x.cli import parser as l2x_parser
+from aaai23.nri import cli as nri_cli
+from aaai23.nri.data import SPLITS, Layouts
+from aaai23.nri.train import Session as NRISession
+from imle.aimle import aimle
+from imle.imle import imle
+from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.solvers import mathias_select_k, select_k, shortest_path, spanning_tree, spanning_tree_edges
+from imle.target import AdaptiveTargetDistribution
+
+pytestmark = pytest.mark.gpu
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+METHODS = {
+    "aimle": "--method aimle --aimle-target adaptive --imle-lambda 0.5 --imle-noise sog",
+    "aimle, central": "--method aimle --aimle-symmetric --aimle-target adaptive --imle-lambda 0.5 --imle-noise gumbel",
+    "imle": "--method imle --imle-lambda 10 --imle-noise sog",
+    "ste": "--method ste",
+}
+TASKS = ("l2x", "vae", "nri")
+
+
+@pytest.fixture(autouse=True)
+def _matrix_products_as_they_were():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextlib.contextmanager
+def nothing_may_wait():
+    """Make an error of every operation inside the block for which the host waits for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def l2x_epoch(device, line):
+    """Return the networks, and a function that trains them on two batches and returns the losses."""
+    args = l2x_parser().parse_args(f"{line} --select-k 5 --imle-samples 2 --imle-input-temperature 1".split())
+    torch.manual_seed(0)
+    embedding = torch.randn(50, 200)
+    embedding[0] = 0
+    model = l2x_train.build(args, embedding).to(device)
+    accelerate((model.selector, model.predictor), args.precision, args.compile, device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
+    tokens = torch.randint(1, 50, (16, 30))
+    tokens[:8, :20] = 0
+    reviews = l2x_train.Reviews(tokens.to(device), torch.rand(16).to(device))
+    batches = list(torch.arange(16).to(device).split(8))
+    return model, lambda: l2x_train.train_epoch(model, optimiser, reviews, batches, "Epoch", None)
+
+
+def vae_epoch(device, line):
+    """Return the networks, and a function that trains them on two batches and returns the losses."""
+    small = "--input-dim 64 --code-m 4 --code-n 6 --select-k 3 --imle-samples 2 --imle-temperature 1"
+    args = vae_parser().parse_args(f"{line} {small}".split())
+    torch.manual_seed(0)
+    model = vae_train.build(args).to(device)
+    accelerate((model.encoder, model.decoder), args.precision, args.compile, device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    images = torch.randint(256, (16, 64), dtype=torch.uint8).to(device)
+    batches = list(torch.arange(16).to(device).split(8))
+    return model, lambda: vae_train.train_epoch(model, optimiser, images, batches, [1.0, 1.0], "Epoch")
+
+
+def nri_epoch(device, line):
+    """Return the networks, and a function that trains them on two batches and returns the losses."""
+    small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --eval_batch_size 8 --num_iterations 100"
+    args = nri_cli.parser().parse_args(f"{line} {small} --imle-noise-temperature 1 --prediction_steps 9".split())
+    nri_cli.check(args)
+    torch.manual_seed(0)
+    edges = spanning_tree_edges(torch.randn(800, 45))
+    data = {name: Layouts(torch.rand(800, 10, 10, 2) * 2 - 1, edges) for name in SPLITS}
+    session = NRISession(args, data, Path("unused"), device)
+    return session.model, lambda: session.train_until(session.iteration + 2, None)
+
+
+EPOCHS = {"l2x": l2x_epoch, "vae": vae_epoch, "nri": nri_epoch}
+
+
+def spare_the_last_look(monkeypatch):
+    """Leave the losses of an epoch on the device, where the scripts look at them once, at its end."""
+    for task in ("l2x", "dvae", "nri"):
+        monkeypatch.setattr(f"aaai23.{task}.train.loss_values", lambda losses, where: torch.stack(list(losses)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_no_training_step_waits_for_the_gpu(monkeypatch, task, method, precision):
+    spare_the_last_look(monkeypatch)
+    model, epoch = EPOCHS[task](GPU, f"{METHODS[method]} --precision {precision}")
+    model.train()
+    epoch()  # tables of noise go to the device, libraries start
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with nothing_may_wait():
+        losses = epoch()
+    assert losses.shape == (2,) and losses.isfinite().all()
+    assert any((a != b).any() for a, b in zip(before, model.parameters()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_wait_is_noticed(task):
+    _, epoch = EPOCHS[task](GPU, METHODS["imle"])
+    epoch()
+    with pytest.raises(RuntimeError, match="synchroniz"), nothing_may_wait():
+        epoch()  # its last line looks at the losses
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_first_loss_agrees_with_that_of_the_cpu(monkeypatch, task, precision, tolerance):
+    monkeypatch.setattr("imle.perturb_and_map.draw", draw_on_the_cpu)
+    losses = []
+    for device, line in ((CPU, "float32"), (GPU, precision)):
+        model, epoch = EPOCHS[task](device, f"{METHODS['imle']} --precision {line}")
+        if task == "l2x":
+            model.selector.dropout.p = 0.0
+        torch.manual_seed(1)
+        losses.append(epoch()[0])
+    # rounding may tip single choices of the solver, hence a relative bound on the whole loss
+    assert abs(losses[1] / losses[0] - 1) < tolerance
+
+
+def draw_on_the_cpu(noise, shape, like, generator=None):
+    """Return the same numbers on every device."""
+    return noise.sample(shape, device="cpu", dtype=like.dtype, generator=generator).to(like)
+
+
+def symmetric(weights):
+    return weights + weights.mT
+
+
+SOLVERS = {
+    "select_k": (functools.partial(select_k, k=10), lambda: torch.randn(2000, 20)),
+    "select_k, wide": (functools.partial(select_k, k=10), lambda: torch.randn(40, 350)),
+    "select_k, masked": (
+        lambda theta: select_k(theta, 3, mask=torch.arange(20, device=theta.device) > 15),
+        lambda: torch.randn(8, 20),
+    ),
+    "mathias_select_k": (functools.partial(mathias_select_k, k=10), lambda: torch.randn(40, 350)),
+    "spanning_tree": (spanning_tree, lambda: symmetric(torch.randn(16, 10, 10))),
+    "spanning_tree_edges": (spanning_tree_edges, lambda: torch.randn(128, 45)),
+    "shortest_path": (shortest_path, lambda: torch.rand(16, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_agree_with_the_cpu(name):
+    solver, make = SOLVERS[name]
+    theta = make()
+    z = solver(theta.to(GPU))
+    assert z.device.type == GPU.type and z.dtype == theta.dtype and z.any()
+    assert torch.equal(z.cpu(), solver(theta))
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "shortest_path"])
+def test_solvers_do_not_wait(name):
+    solver, make = SOLVERS[name]
+    theta = make().to(GPU)
+    solver(theta)
+    with nothing_may_wait():
+        solver(theta)
+
+
+@pytest.mark.parametrize("symmetric_perturbation", [False, True])
+def test_an_estimators_step_agrees_with_the_cpu(monkeypatch, symmetric_perturbation):
+    monkeypatch.setattr("imle.perturb_and_map.draw", draw_on_the_cpu)
+    found = []
+    start, weights = torch.randn(50, 20), torch.randn(100, 20)
+    for device in (CPU, GPU):
+        torch.manual_seed(1)
+        target = AdaptiveTargetDistribution(initial_beta=0.5, beta_update_step=0.1, target_norm=10.0)
+        layer = aimle(
+            target_distribution=target,
+            noise_distribution=SumOfGammaNoiseDistribution(k=5),
+            nb_samples=2,
+            symmetric_perturbation=symmetric_perturbation,
+        )(functools.partial(select_k, k=5))
+        theta = start.to(device).requires_grad_()
+        z = layer(theta)
+        (z * weights.to(device)).square().sum().backward()
+        assert theta.grad.device.type == device.type and theta.grad.any()
+        found.append((z.detach().cpu(), theta.grad.cpu(), target.beta, target.grad_norm))
+    (z, gradient, *state), (z_gpu, gradient_gpu, *state_gpu) = found
+    assert torch.equal(z, z_gpu)
+    torch.testing.assert_close(gradient_gpu, gradient, rtol=1e-4, atol=1e-6)
+    assert state_gpu == pytest.approx(state)
+
+
+def test_a_gradient_that_is_not_finite_reaches_theta_as_nan_and_leaves_beta_alone():
+    target = AdaptiveTargetDistribution(initial_beta=0.5)
+    layer = aimle(target_distribution=target)(functools.partial(select_k, k=2))
+    theta = torch.randn(3, 5, device=GPU, requires_grad=True)
+    (layer(theta) * torch.inf).sum().backward()
+    assert theta.grad.isnan().all() and target.beta == 0.5
+
+
+@pytest.mark.parametrize("noise", [SumOfGammaNoiseDistribution(k=10), GumbelNoiseDistribution()])
+def test_noise_on_the_gpu_has_the_moments_of_noise_on_the_cpu(noise):
+    generator = torch.Generator(GPU).manual_seed(0)
+    there = noise.sample((500_000,), device=GPU, generator=generator).double()
+    here = noise.sample((500_000,), device=CPU, generator=torch.Generator().manual_seed(0)).double()
+    spread = here.std().item()
+    assert there.mean().item() == pytest.approx(here.mean().item(), abs=8 * spread / 500_000**0.5)
+    assert there.std().item() == pytest.approx(spread, rel=0.02)
+
+
+def test_each_precision_rounds_products_as_it_says():
+    a = torch.randn(256, 256, dtype=torch.float64, device=GPU)
+    errors = {}
+    for precision in ("float32", "tf32", "bf16"):
+        network = torch.nn.Linear(256, 256, bias=False).to(GPU)
+        network.weight.data.copy_(a)
+        accelerate([network], precision, False, GPU)
+        y = network(a.float())
+        assert y.dtype == torch.float32
+        errors[precision] = ((y - a @ a.T).norm() / (a @ a.T).norm()).item()
+    assert errors["float32"] < 1e-5 < errors["tf32"] < 2e-3 < errors["bf16"] < 2e-2
+
+
+def test_an_estimator_without_noise_gives_the_same_on_both():
+    theta = torch.randn(8, 45)
+    gradients = []
+    for device in (CPU, GPU):
+        parameter = theta.to(device).requires_grad_()
+        layer = imle(theta_noise_temperature=0.0, target_noise_temperature=0.0)(spanning_tree_edges)
+        layer(parameter).square().sum().backward()
+        gradients.append(parameter.grad.cpu())
+    assert gradients[0].any() and torch.equal(*gradients)
