@@ -6,6 +6,7 @@ make demo
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from aaai23.errors import UsageError
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, then print the table and write the pictures to results/demo/."""
     if not (DATA / "annotations.json").exists():
         raise UsageError("there is no sample data: run ./get_data.sh sample first, or make demo")
+    os.environ.setdefault("WANDB_MODE", "disabled")
     print(f"PYTHONPATH=. python3 ./cli/l2x-cli.py {COMMAND}", flush=True)
     cli.main(COMMAND.split())
 
