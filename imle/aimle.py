@@ -41,7 +41,7 @@ class AIMLE(TargetEstimator):
             torch.sub(base, step, out=sides[0])
             torch.add(base, step, out=sides[1])
             z_plus, z_minus = solve(sides)
-            return self.scale((z_plus - z_minus) / 2, theta, dy, size)
+            return self.scale(torch.sub(z_plus, z_minus).mul_(0.5), theta, dy, size)
         if self._base_is_forward_pass():
             z_base, (z_target,) = z, solve((base + step)[None])
         else:

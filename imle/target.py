@@ -166,7 +166,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def _update(self, gradient: Tensor, dy: Tensor) -> None:
         solutions = max(gradient.shape[0] * gradient.shape[1], 1)
-        nonzero = gradient.bool().sum().to(self._beta.dtype) / solutions  # count_nonzero is far slower on CPUs
+        # count_nonzero is far slower on CPUs; NaN, from a solver that returns it, counts as not zero
+        count = gradient.sign().abs_().sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
+        nonzero = count.nan_to_num(nan=gradient.numel()).to(self._beta.dtype) / solutions
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
         sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
@@ -199,10 +201,13 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
 def safe_norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
-    if x.dtype != torch.float64 or not x.numel():
-        return torch.linalg.vector_norm(x, dtype=torch.float64)
-    largest = x.abs().amax()
-    return largest * torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1.0))
+    if not x.numel():
+        return torch.zeros((), dtype=torch.float64, device=x.device)
+    smallest, largest = torch.aminmax(x)
+    # to [-1, 1] first, which is cheaper than to sum in float64
+    scale = torch.maximum(smallest.abs(), largest.abs()).reciprocal().clamp(max=torch.finfo(x.dtype).max)
+    norm = torch.linalg.vector_norm(x * scale, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm.double() / scale.double()
 
 
 def _largest(x: Tensor) -> float:
