@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -105,9 +106,12 @@ def as_table(rows: list[Row]) -> str:
     ]
     for row in rows:
         target = "" if row.target is None else f"{row.target:.3g}"
+        reference_ms, ratio = (
+            "" if math.isnan(number) else f"{number:.3g}" for number in (row.reference_ms, row.ratio)
+        )
         met = "" if row.target is None else ("yes" if row.ratio <= row.target else "no")
         lines.append(
-            f"| {row.case} | {row.ours_ms:.3g} | {row.reference} | {row.reference_ms:.3g} | {row.ratio:.3g} "
+            f"| {row.case} | {row.ours_ms:.3g} | {row.reference} | {reference_ms} | {ratio} "
             f"| {target} | {met} | {row.note} |"
         )
     return "\n".join(lines)
