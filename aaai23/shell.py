@@ -27,7 +27,7 @@ def run_cli(main: Callable[[list[str] | None], int | None], script: str) -> NoRe
     """Run `main(None)` and leave the process with the exit code that tells how it went.
 
     0: done, or what `main` returned. 1: the run failed; non-finite figures and a full disk in one line, anything
-    else with its traceback. 2: a UsageError, in one line. 130: Ctrl-C. 143: SIGTERM.
+    else with its traceback. 2: a UsageError or a missing package, in one line. 130: Ctrl-C. 143: SIGTERM.
 
     Args:
         main: the program; its argument is the command line, None for the process's own.
@@ -65,6 +65,11 @@ def _exit_code(main: Callable[[list[str] | None], int | None], script: str) -> i
     except FloatingPointError as error:
         complain(f"error: {error}")
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("aaai23", "imle", ""):
+            raise
+        complain(f"error: the package {error.name} is missing; `make test` once, then `. .venv/bin/activate`")
+        return 2
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         _silence_stdout()
         return 1

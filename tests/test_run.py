@@ -609,6 +609,11 @@ def test_a_second_sigterm_does_not_cut_the_end_short(tmp_path):
         (UsageError("no file\nhere"), 2, "x.py: error: no file here\n"),
         (FloatingPointError("loss is nan at iteration 3"), 1, "x.py: error: loss is nan at iteration 3\n"),
         (OSError(errno.ENOSPC, "No space left"), 1, "x.py: error: No space left; free some space\n"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            2,
+            "x.py: error: the package torch is missing; `make test` once, then `. .venv/bin/activate`\n",
+        ),
     ],
 )
 def test_errors_that_the_user_can_mend_are_one_line(capsys, raised, exit_code, line):
