@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collect_results import Metric, Row, Table
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from tables import Metric, Row, Table
 
 ASPECTS = {"0": "appearance", "1": "aroma", "2": "palate", "3": "taste"}
 STEPS = ("epoch", "iteration")

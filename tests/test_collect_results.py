@@ -18,6 +18,7 @@ sys.path.insert(0, str(FOLDER))
 import collect_results as collect  # noqa: E402
 import published  # noqa: E402
 import records  # noqa: E402
+import tables  # noqa: E402
 
 from tests.test_experiments import parsed  # noqa: E402
 
@@ -105,18 +106,18 @@ def test_a_row_is_mean_and_deviation_over_seeds_with_the_interval_of_scipy(write
 @pytest.mark.parametrize(
     "values, wanted",
     [
-        ([], collect.Summary(0)),
-        ([2.0], collect.Summary(1, 2.0)),
-        ([2.0, 2.0, 2.0], collect.Summary(3, 2.0, 0.0, 2.0, 2.0)),
+        ([], tables.Summary(0)),
+        ([2.0], tables.Summary(1, 2.0)),
+        ([2.0, 2.0, 2.0], tables.Summary(3, 2.0, 0.0, 2.0, 2.0)),
     ],
 )
 def test_values_without_a_bootstrap_have_what_they_allow(values, wanted):
-    assert collect.summarise(values) == wanted
+    assert tables.summarise(values) == wanted
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 1.0, 1.0, 5.0], [1e-12, 2e-12, 3.5e-12]])
 def test_intervals_hold_the_mean_and_are_the_same_each_time(values):
-    first, second = collect.summarise(values), collect.summarise(values)
+    first, second = tables.summarise(values), tables.summarise(values)
     assert first == second
     least, most = (pytest.approx(limit) for limit in (min(values), max(values)))
     assert (first.low >= min(values) or first.low == least) and (first.high <= max(values) or first.high == most)
@@ -136,7 +137,7 @@ def test_bootstrap_falls_back_on_percentiles_where_bca_does_not_exist(monkeypatc
         return result
 
     monkeypatch.setattr(scipy.stats, "bootstrap", without_bca)
-    found = collect.summarise(MSES)
+    found = tables.summarise(MSES)
     assert asked == ["BCa", "percentile"]
     assert math.isfinite(found.low) and found.low < found.mean < found.high
 
@@ -156,7 +157,7 @@ def test_csv_has_a_line_for_each_group_and_metric_and_notes_go_elsewhere(write, 
     write("l2x", "run", 5, status="failed", error="ValueError: no")
     found = show("--csv")
     lines = list(csv.DictReader(io.StringIO(found.out)))
-    assert [line["metric"] for line in lines] == [metric.key for metric in collect.TASKS["l2x"].metrics]
+    assert [line["metric"] for line in lines] == [metric.key for metric in tables.TASKS["l2x"].metrics]
     assert float(lines[0]["mean"]) == pytest.approx(2.54) and float(lines[0]["ci95_low"]) < 2.54
     assert (lines[0]["seeds"], lines[0]["failed"], lines[0]["running"]) == ("5", "1", "0")
     assert lines[0]["settings"] == "aspect=3 K=10" and lines[0]["method"] == "aimle"
@@ -293,7 +294,7 @@ def test_published_figures_are_those_of_the_paper_and_match_what_generators_prin
         ("nri", generate_nri_aimle_cmd),
     ):
         for args in _configs(task, generator):
-            for metric in collect.TASKS[task].metrics:
+            for metric in tables.TASKS[task].metrics:
                 figure = published.published_figure(task, metric.key, args)
                 if figure:
                     found[task, args["method"], args.get("aspect", args.get("timesteps")), metric.key] = figure.value
@@ -381,5 +382,5 @@ def test_the_names_of_figures_and_curves_are_those_that_the_tasks_write():
         written = set(re.findall(r'"([a-z_]+)"', source)) | set(re.findall(r"\b(acc|precision|recall)\b", source))
         if task == "nri":
             written |= {f"{split}_{word}" for split in ("val", "test") for word in written}
-        keys = [*(metric.key for metric in collect.TASKS[task].metrics), *collect.TASKS[task].curves]
+        keys = [*(metric.key for metric in tables.TASKS[task].metrics), *tables.TASKS[task].curves]
         assert set(keys) - written == set()
