@@ -25,6 +25,7 @@ from torch.nn.grad import conv2d_weight
 
 from aaai23.errors import UsageError
 
+_BLOCK = 2048  # edges at a time: 2 MB for each tensor of 256 numbers an edge
 relu_backward = torch.ops.aten.threshold_backward  # (gradient, output, 0): one pass, where a boolean mask takes two
 
 
@@ -113,8 +114,8 @@ class MLP(nn.Module):
         return self._finish(pairs if skip is None else pairs + dense(skip, rest))
 
     def _finish(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.elu(x), self.dropout, self.training)
-        x = F.elu(dense(x, self.fc2.weight, self.fc2.bias))
+        x = F.dropout(F.elu(x, inplace=True), self.dropout, self.training)
+        x = F.elu(dense(x, self.fc2.weight, self.fc2.bias), inplace=True)
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -158,57 +159,108 @@ class MLPEncoder(nn.Module):
 
 
 class _Messages(torch.autograd.Function):
-    """agg_r = sum_s w_rs relu(W relu(send_s + receive_r) + b), back-propagated only where w is not 0."""
+    """agg_r = sum_s w_rs relu(W relu(send_s + receive_r) + b), back-propagated only where w is not 0.
+
+    It works through blocks of edges that stay in the processor's cache. Of what lies between send and agg, only the
+    messages are kept for the backward pass, and those only if there will be one.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, send: Tensor, receive: Tensor, w: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, every: bool
+        ctx: Any,
+        send: Tensor,
+        receive: Tensor,
+        w: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        active: Tensor,
+        every: bool,
+        kept: bool,
     ) -> Tensor:
-        """Return `[R, n, m]` from `[R, n, h]` twice and `[R, E]`; `every`: w will be asked for its gradient."""
-        n = send.shape[1]
+        """Return `[R, n, m]` from `[R, n, h]` twice and `[R, E]`.
+
+        `active`: where w is not 0, see `_active`; `every`: w will be asked for its gradient; `kept`: anything will be.
+        """
+        (graphs, n), edges = send.shape[:2], w.shape[1]
+        message = send.new_empty(((graphs * edges if every else active.shape[1]) if kept else 0, weight.shape[0]))
+        gathered = send.new_zeros(graphs * n, weight.shape[0])
+
+        def finish(hidden: Tensor, block: slice) -> Tensor:
+            linear = dense(hidden, weight, bias)
+            return torch.clamp_min(linear, 0, out=message[block]) if kept else linear.relu_()
+
         if every:
-            message = dense(_pair_sum(send, receive).relu_().flatten(0, 1), weight, bias).relu_()
-            gathered = w.reshape(-1, 1, n - 1) @ message.unflatten(0, (-1, n - 1))
+            for first, last in _blocks(graphs, per=edges):
+                hidden = _pair_sum(send[first:last], receive[first:last]).relu_().flatten(0, 1)
+                messages = finish(hidden, slice(first * edges, last * edges)).unflatten(0, (-1, n - 1))
+                gathered[first * n : last * n] = (w[first:last].reshape(-1, 1, n - 1) @ messages).squeeze(1)
         else:
-            message = dense(_hidden(send, receive, rows), weight, bias).relu_()
-            gathered = send.new_zeros(send.shape[0] * n, weight.shape[0])
-            gathered.index_add_(0, rows // (n - 1), message * _column(w, rows))
-        ctx.save_for_backward(send, receive, w, weight, message, rows)
+            for first, last in _blocks(active.shape[1]):
+                some, receivers, senders = active[:, first:last]
+                messages = finish(_hidden(send, receive, receivers, senders), slice(first, last))
+                messages = messages * _column(w, some) if kept else messages.mul_(_column(w, some))
+                gathered.index_add_(0, receivers, messages)
+        ctx.save_for_backward(send, receive, w, weight, message, active)
         ctx.every = every
-        return gathered.view(send.shape[0], n, -1)
+        return gathered.view(graphs, n, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of `forward`."""
-        send, receive, w, weight, message, rows = ctx.saved_tensors
+        send, receive, w, weight, message, active = ctx.saved_tensors
         n = send.shape[1]
         grad = grad.flatten(0, 1)
-        grad_w = None
-        if ctx.every:
-            grad_w = (message.unflatten(0, (-1, n - 1)) * grad.unsqueeze(1)).sum(-1).view_as(w)
-            message = message.index_select(0, rows)
-        receivers, senders = _ends(rows, n)
-        grad_message = grad.index_select(0, receivers).mul_(_column(w, rows))
-        grad_message = relu_backward(grad_message, message, 0)
-        hidden = _hidden(send, receive, rows)
-        grad_hidden = relu_backward(dense(grad_message, weight.T), hidden, 0)
-        grad_send, grad_receive = (
-            torch.zeros_like(send.flatten(0, 1)).index_add_(0, ends, grad_hidden).view_as(send)
-            for ends in (senders, receivers)
+        grad_w = w.new_empty(w.numel() // (n - 1), n - 1) if ctx.every else None
+        if grad_w is not None:
+            for first, last in _blocks(len(grad), per=n - 1):
+                messages = message[first * (n - 1) : last * (n - 1)].unflatten(0, (-1, n - 1))
+                grad_w[first:last] = (messages @ grad[first:last].unsqueeze(2)).squeeze(2)
+        grad_send, grad_receive = torch.zeros_like(send.flatten(0, 1)), torch.zeros_like(receive.flatten(0, 1))
+        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+        for first, last in _blocks(active.shape[1]):
+            some, receivers, senders = active[:, first:last]
+            messages = message.index_select(0, some) if ctx.every else message[first:last]
+            grad_message = grad.index_select(0, receivers).mul_(_column(w, some))
+            grad_message = relu_backward(grad_message, messages, 0)
+            hidden = _hidden(send, receive, receivers, senders)
+            grad_hidden = relu_backward(dense(grad_message, weight.T), hidden, 0)
+            grad_send.index_add_(0, senders, grad_hidden)
+            grad_receive.index_add_(0, receivers, grad_hidden)
+            grad_weight += _dense_weight_gradient(hidden, grad_message)
+            grad_bias += grad_message.sum(0)
+        return (
+            grad_send.view_as(send),
+            grad_receive.view_as(receive),
+            None if grad_w is None else grad_w.view_as(w),
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+            None,
         )
-        grad_weight = _dense_weight_gradient(hidden, grad_message)
-        return grad_send, grad_receive, grad_w, grad_weight, grad_message.sum(0), None, None
 
 
-def _column(w: Tensor, rows: Tensor) -> Tensor:
-    """Return the entries of w that `rows` counts, `[K, 1]`."""
-    return w.flatten().index_select(0, rows).unsqueeze(1)
+def _blocks(total: int, per: int = 1) -> list[tuple[int, int]]:
+    """Split 0..total into ranges of about `_BLOCK` edges, where each number stands for `per` of them."""
+    # of a size that `_as_image` can divide by 16
+    size = max(_BLOCK // per // 16, 1) * 16
+    return [(first, min(first + size, total)) for first in range(0, total, size)]
 
 
-def _hidden(send: Tensor, receive: Tensor, edges: Tensor) -> Tensor:
+def _active(w: Tensor, vertices: int) -> Tensor:
+    """Return where w `[R, E]` is not 0, `[3, K]`: the entry of w, its receiver and its sender, all counted on."""
+    entries = w.detach().flatten().nonzero().squeeze(1)
+    return torch.stack((entries, *_ends(entries, vertices)))
+
+
+def _column(w: Tensor, entries: Tensor) -> Tensor:
+    """Return those entries of w, `[K, 1]`."""
+    return w.flatten().index_select(0, entries).unsqueeze(1)
+
+
+def _hidden(send: Tensor, receive: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
     """Return relu(send_s + receive_r) of the given edges, `[K, h]`."""
-    receivers, senders = _ends(edges, send.shape[1])
     hidden = send.flatten(0, 1).index_select(0, senders)
     return hidden.add_(receive.flatten(0, 1).index_select(0, receivers)).relu_()
 
@@ -298,36 +350,39 @@ class MLPDecoder(nn.Module):
             # Start i predicts frame i * prediction_steps + step + 1, and T-1 is the last that is asked for.
             before, kept = kept, -(-(timesteps - 1 - step) // prediction_steps)
             if kept != before:
-                typed = self._typed_edges(weights.repeat_interleave(kept, dim=1))
+                typed = self._typed_edges(weights.repeat_interleave(kept, dim=1), x.shape[2])
             x = self._step(x[:, :kept].flatten(0, 1), typed).unflatten(0, (-1, kept))
             rollout.append(x)
         frames = [rollout[t % prediction_steps][:, t // prediction_steps] for t in range(timesteps - 1)]
         return torch.stack(frames, dim=2)
 
-    def _typed_edges(self, weights: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def _typed_edges(self, weights: Tensor, vertices: int) -> list[tuple[Tensor, Tensor | None]]:
         """Return for each type the weights `[R, E]` and where they are not 0 (None: all edges are computed)."""
         if not self.skip_zeros or weights.device.type != "cpu" or (self.training and self.dropout > 0):
             return [(w, None) for w in weights]
-        return [(w, w.detach().flatten().nonzero().squeeze(1)) for w in weights]
+        return [(w, _active(w, vertices)) for w in weights]
 
     def _step(self, x: Tensor, typed: list[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Move positions `[R, n, dims]` by one frame."""
-        incoming = [self._messages(i, x, w, rows) for i, (w, rows) in enumerate(typed) if i > 0 or not self.skip_first]
-        hidden = torch.cat([x, torch.stack(incoming).sum(0)], dim=-1)
-        hidden = F.dropout(F.relu(dense(hidden, self.out_fc1.weight, self.out_fc1.bias)), self.dropout, self.training)
-        hidden = F.dropout(F.relu(dense(hidden, self.out_fc2.weight, self.out_fc2.bias)), self.dropout, self.training)
+        incoming = [self._messages(i, x, *edges) for i, edges in enumerate(typed) if i > 0 or not self.skip_first]
+        from_position, from_messages = self.out_fc1.weight.tensor_split((x.shape[-1],), dim=1)
+        hidden = F.linear(x, from_position, self.out_fc1.bias) + dense(sum(incoming[1:], incoming[0]), from_messages)
+        hidden = F.dropout(hidden.relu_(), self.dropout, self.training)
+        hidden = dense(hidden, self.out_fc2.weight, self.out_fc2.bias)
+        hidden = F.dropout(hidden.relu_(), self.dropout, self.training)
         return x + self.out_fc3(hidden)
 
-    def _messages(self, i: int, x: Tensor, w: Tensor, rows: Tensor | None) -> Tensor:
+    def _messages(self, i: int, x: Tensor, w: Tensor, active: Tensor | None) -> Tensor:
         """Return the sum of the messages of type `i` that each vertex receives, `[R, n, message_out]`."""
         fc1, fc2 = cast(nn.Linear, self.msg_fc1[i]), cast(nn.Linear, self.msg_fc2[i])
         from_sender, from_receiver = fc1.weight.chunk(2, dim=1)
         send, receive = F.linear(x, from_sender), F.linear(x, from_receiver, fc1.bias)
-        if rows is not None:
-            every = torch.is_grad_enabled() and w.requires_grad
+        if active is not None:
+            kept = torch.is_grad_enabled()
+            every = kept and w.requires_grad
             # one type for all: autocast does not reach into the backward pass, and has rounded only the first two
             w, weight, bias = (tensor.to(send.dtype) for tensor in (w, fc2.weight, fc2.bias))
-            return _Messages.apply(send, receive, w, weight, bias, rows, every)
+            return _Messages.apply(send, receive, w, weight, bias, active, every, kept)
         hidden = F.dropout(F.relu(_pair_sum(send, receive)), self.dropout, self.training)
         message, n = F.relu(dense(hidden, fc2.weight, fc2.bias)), x.shape[1]
         return (w.unflatten(1, (n, 1, n - 1)) @ message.unflatten(1, (n, n - 1))).squeeze(2)
