@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from imle._compile import eager
 from imle.noise import draw
-from imle.target import BaseTargetDistribution, safe_norm
+from imle.target import BaseTargetDistribution, host_may_wait, is_finite
 
 Solver = Callable[..., Any]
 
@@ -210,7 +210,7 @@ class PerturbAndMAP:
         Raises:
             FloatingPointError: dy holds NaN or infinite numbers, and `nonfinite` is "raise".
         """
-        finite = torch.isfinite(safe_norm(dy))
+        finite = is_finite(dy)
         if not host_may_wait(dy):
             return torch.where(finite, dy, 0.0), finite if self.nonfinite == "raise" else None
         if finite:
@@ -222,11 +222,6 @@ class PerturbAndMAP:
             )
         warnings.warn("a step was skipped: the gradient dy that reached the solver is not finite", stacklevel=2)
         return torch.zeros_like(dy), None
-
-
-def host_may_wait(x: Tensor) -> bool:
-    """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device."""
-    return x.device.type == "cpu"
 
 
 def check_theta(theta: Any) -> Tensor:

@@ -166,16 +166,16 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def _update(self, gradient: Tensor, dy: Tensor) -> None:
         solutions = max(gradient.shape[0] * gradient.shape[1], 1)
-        # count_nonzero is far slower on CPUs; NaN, from a solver that returns it, counts as not zero
-        count = gradient.sign().abs_().sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
-        nonzero = count.nan_to_num(nan=gradient.numel()).to(self._beta.dtype) / solutions
+        # NaN, from a solver that returns it, counts as not zero
+        nonzero = torch.count_nonzero(gradient).to(self._beta.dtype) / solutions
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
         sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
         update = mu * self._beta_update + eta * (2 * sparse - 1)
         beta = (self._beta + update).clamp(min=0.0)
-        largest = dy.abs().amax() if dy.numel() else dy.new_zeros(())
-        informative = (largest > 0) & torch.isfinite(largest)
+        smallest, largest = torch.aminmax(dy) if dy.numel() else dy.new_zeros(2)
+        informative = (smallest < 0) | (largest > 0)
+        informative &= torch.isfinite(smallest) & torch.isfinite(largest)
         self._grad_norm.copy_(torch.where(informative, grad_norm, self._grad_norm))
         self._beta_update.copy_(torch.where(informative, update, self._beta_update))
         self._beta.copy_(torch.where(informative, beta, self._beta))
@@ -199,15 +199,34 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         return f"alpha={self.alpha}, beta={self.beta:.6g}, target_norm={self.target_norm}, step={self.beta_update_step}"
 
 
+def host_may_wait(x: Tensor) -> bool:
+    """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device."""
+    return x.device.type == "cpu"
+
+
 def safe_norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
     if not x.numel():
         return torch.zeros((), dtype=torch.float64, device=x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if host_may_wait(x):
+        norm = torch.linalg.vector_norm(x, dtype=dtype).double()
+        # what underflows in the squares is then too small to count
+        if 1e-10 < norm < 1e18:
+            return norm
     smallest, largest = torch.aminmax(x)
     # to [-1, 1] first, which is cheaper than to sum in float64
     scale = torch.maximum(smallest.abs(), largest.abs()).reciprocal().clamp(max=torch.finfo(x.dtype).max)
-    norm = torch.linalg.vector_norm(x * scale, dtype=torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x * scale, dtype=dtype)
     return norm.double() / scale.double()
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return whether all entries are finite, 0-dimensional, in one pass."""
+    if not x.numel():
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    smallest, largest = torch.aminmax(x)
+    return torch.isfinite(smallest) & torch.isfinite(largest)
 
 
 def _largest(x: Tensor) -> float:

@@ -13,3 +13,14 @@ import torch
 def _seeded():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Return a function that makes the library treat the CPU as an accelerator, whose numbers the host may not see."""
+
+    def switch_on():
+        for module in ("imle.target", "imle.perturb_and_map"):
+            monkeypatch.setattr(f"{module}.host_may_wait", lambda x: False)
+
+    return switch_on

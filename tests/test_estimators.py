@@ -583,8 +583,8 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_nothing_on_the_way_waits_for_the_host(name, monkeypatch):
-    monkeypatch.setattr("imle.perturb_and_map.host_may_wait", lambda x: False)
+def test_nothing_on_the_way_waits_for_the_host(name, no_waiting):
+    no_waiting()
     layer = make(name, nb_samples=3)(lambda theta: theta.sign())
     theta = torch.randn(4, 5)
     with NoWaiting():

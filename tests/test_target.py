@@ -209,8 +209,8 @@ def test_a_skipped_step_warns_and_leaves_the_state_alone(bad):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 @pytest.mark.parametrize("function", [aimle, imle, ste])
-def test_on_an_accelerator_a_broken_dy_gives_nan_or_a_silent_zero(function, nonfinite, bad, monkeypatch):
-    monkeypatch.setattr("imle.perturb_and_map.host_may_wait", lambda x: False)
+def test_on_an_accelerator_a_broken_dy_gives_nan_or_a_silent_zero(function, nonfinite, bad, no_waiting):
+    no_waiting()
     target = AdaptiveTargetDistribution(initial_beta=1.0)
     targets = {} if function is ste else {"target_distribution": target}
     layer = function(nonfinite=nonfinite, nb_samples=2, **targets)(select_two)
@@ -226,9 +226,9 @@ def test_on_an_accelerator_a_broken_dy_gives_nan_or_a_silent_zero(function, nonf
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_on_an_accelerator_a_finite_dy_is_treated_as_on_the_cpu(scale, monkeypatch):
+def test_on_an_accelerator_a_finite_dy_is_treated_as_on_the_cpu(scale, no_waiting):
     expected, ordinary = informative(scale)
-    monkeypatch.setattr("imle.perturb_and_map.host_may_wait", lambda x: False)
+    no_waiting()
     gradient, target = informative(scale)
     assert torch.equal(gradient, expected)
     assert state(target) == state(ordinary)

@@ -11,7 +11,7 @@ from torch import Tensor
 # sorts one row at a time. A sorting network works on all rows at once, with vector instructions.
 _NETWORK_MAX_WIDTH = 64
 _NETWORK_MIN_ROWS = 1024
-_NETWORK_ROWS_AT_ONCE = 16384  # the working set stays in cache, and each operation on one thread
+_NETWORK_ROWS_AT_ONCE = 32768  # each operation stays on one thread: waiting for another costs more than it saves
 
 
 def select_k(theta: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
@@ -131,19 +131,23 @@ def _kth_and_next(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # .clone() because a copy is sorted in place; column by column, so that each comparison reads whole vectors.
     columns = list(scores.t().clone(memory_format=torch.contiguous_format).unbind(0))
     spare = torch.empty_like(columns[0])
-    for i, j in _comparators(scores.shape[1], k):
-        torch.maximum(columns[i], columns[j], out=spare)
-        torch.minimum(columns[i], columns[j], out=columns[j])
-        columns[i], spare = spare, columns[i]
+    for i, j, larger, smaller in _comparators(scores.shape[1], k):
+        if larger:
+            torch.maximum(columns[i], columns[j], out=spare)
+        if smaller:
+            torch.minimum(columns[i], columns[j], out=columns[j])
+        if larger:
+            columns[i], spare = spare, columns[i]
     return columns[k - 1], columns[k]
 
 
 @functools.lru_cache
-def _comparators(width: int, k: int) -> tuple[tuple[int, int], ...]:
-    """List the comparators (i, j), i < j, of Batcher's merge-exchange network that positions k-1 and k depend on.
+def _comparators(width: int, k: int) -> tuple[tuple[int, int, bool, bool], ...]:
+    """List the comparators of Batcher's merge-exchange network that positions k-1 and k depend on.
 
-    Each puts the larger of two entries at i and the smaller at j. K. E. Batcher, Sorting networks and their
-    applications, 1968, in the form of Knuth, The Art of Computer Programming, volume 3, algorithm 5.2.2M.
+    A comparator (i, j, larger, smaller), i < j, puts the larger of two entries at i and the smaller at j, where the
+    flags say that this is looked at again. K. E. Batcher, Sorting networks and their applications, 1968, in the form
+    of Knuth, The Art of Computer Programming, volume 3, algorithm 5.2.2M.
     """
     network = []
     top = 1 << ((width - 1).bit_length() - 1)
@@ -160,6 +164,6 @@ def _comparators(width: int, k: int) -> tuple[tuple[int, int], ...]:
     kept = []
     for i, j in reversed(network):
         if i in needed or j in needed:
+            kept.append((i, j, i in needed, j in needed))
             needed |= {i, j}
-            kept.append((i, j))
     return tuple(reversed(kept))
