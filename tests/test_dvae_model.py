@@ -130,7 +130,8 @@ def test_layers_have_the_published_sizes():
     for network, sizes in ((model.encoder, [784, 512, 256, 400]), (model.decoder, [400, 256, 512, 784])):
         linears = [module for module in network if isinstance(module, nn.Linear)]
         assert [(module.in_features, module.out_features) for module in linears] == list(pairwise(sizes))
-        assert [type(module) for module in network] == [nn.Linear, nn.ReLU] * 2 + [nn.Linear]
+        kinds = [nn.Linear, nn.ReLU] * 2 + [nn.Linear]
+        assert all(isinstance(module, kind) for module, kind in zip(network, kinds, strict=True))
 
 
 def test_weights_start_xavier_uniform_with_the_gain_of_relu_and_biases_at_zero():

@@ -215,7 +215,7 @@ def test_evaluation_walks_all_trials(run, trained):
     code, out, _ = run(*MISSION.split(), *SMALL, "--mode", "eval")
     assert code == 0
     assert out.count("trial_path 1") == 2 and "test trial 1 for" in out
-    assert re.search(r"'elbo': array\(\[\s*-[\d.]+,\s*-[\d.]+\]\)", out)
+    assert re.search(r"'elbo': array\(\[\s*-[\d.]+\s*,\s*-[\d.]+\s*\]\)", out)
 
 
 @pytest.mark.parametrize("name", ["encoder.pt", "decoder.pt"])

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from aaai23.linear import Linear
 from aaai23.relaxations import gumbel_softmax
 
 HIDDEN = (512, 256)
@@ -117,7 +118,7 @@ def temperature_at(batch: int, initial: float, rate: float, minimum: float) -> f
 def _perceptron(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out)
+        linear = Linear(fan_in, fan_out)
         nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU(inplace=True)]

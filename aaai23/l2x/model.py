@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aaai23.linear import Linear
 from imle._compile import eager
 
 CHANNELS = 100
@@ -80,7 +81,7 @@ class Selector(nn.Module):
         self.conv_local = nn.ModuleList(nn.Conv1d(CHANNELS, CHANNELS, kernel_size, padding="same") for _ in range(2))
         self.dense_global = nn.Linear(CHANNELS, CHANNELS)
         self.dropout = Dropout(0.2)
-        self.hidden = nn.Linear(2 * CHANNELS, CHANNELS)
+        self.hidden = Linear(2 * CHANNELS, CHANNELS)
         self.score = nn.Linear(CHANNELS, 1)
         self.apply(initialise)
 

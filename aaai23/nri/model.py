@@ -9,7 +9,7 @@ What makes it fast, with the results of a plain implementation:
 * a dense layer on [sender, receiver] is a sum of two layers on vertices: W [x_s; x_r] = W_s x_s + W_r x_r;
 * a start point is rolled out only as far as its predictions are kept;
 * on a CPU, a message of weight 0 is never back-propagated, and is computed only for the gradient of its weight;
-* on a CPU, dense layers go to oneDNN, which outruns BLAS on AMD processors.
+* on a CPU, dense layers go to oneDNN, see `aaai23.linear`.
 
 Reference: T. Kipf, E. Fetaya, K.-C. Wang, M. Welling, R. Zemel, *Neural Relational Inference for Interacting
 Systems*, ICML 2018.
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_weight
 
 from aaai23.errors import UsageError
+from aaai23.linear import dense, dense_weight_gradient
 
 _BLOCK = 2048  # edges at a time: 2 MB for each tensor of 256 numbers an edge
 relu_backward = torch.ops.aten.threshold_backward  # (gradient, output, 0): one pass, where a boolean mask takes two
@@ -64,32 +64,6 @@ def _pair_sum(send: Tensor, receive: Tensor) -> Tensor:
     grid = (receive.unsqueeze(2) + send.unsqueeze(1)).flatten(1, 2)
     # From the second entry on, n rows of n are n - 1 rows of n + 1 that end on the diagonal.
     return grid[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :n].flatten(1, 2)
-
-
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x W^T + b, `[..., k]` to `[..., m]`: torch's `linear`, but for float rounding.
-
-    On a CPU it is written as a convolution of width 1, which torch hands to oneDNN: about twice as fast as `linear`
-    through MKL on an AMD processor.
-    """
-    if x.device.type != "cpu" or x.numel() == 0:
-        return F.linear(x, weight, bias)
-    image = F.conv2d(_as_image(x.flatten(0, -2)), weight[:, :, None, None], bias)
-    return image.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-def _dense_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of W in `dense`, grad^T x, from `[K, k]` and `[K, m]`."""
-    if x.device.type != "cpu" or x.numel() == 0:
-        return grad.T @ x
-    return conv2d_weight(_as_image(x), [grad.shape[1], x.shape[1], 1, 1], _as_image(grad)).flatten(1)
-
-
-def _as_image(rows: Tensor) -> Tensor:
-    """View rows `[K, k]` as channels-last images `[N, k, K/N, 1]`."""
-    # On one thread torch takes oneDNN for 16 images or more, and oneDNN likes few large ones.
-    images = next((n for n in range(16, 64) if len(rows) % n == 0), 1)
-    return rows.reshape(images, len(rows) // images, 1, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
@@ -227,7 +201,7 @@ class _Messages(torch.autograd.Function):
             grad_hidden = relu_backward(dense(grad_message, weight.T), hidden, 0)
             grad_send.index_add_(0, senders, grad_hidden)
             grad_receive.index_add_(0, receivers, grad_hidden)
-            grad_weight += _dense_weight_gradient(hidden, grad_message)
+            grad_weight += dense_weight_gradient(hidden, grad_message)
             grad_bias += grad_message.sum(0)
         return (
             grad_send.view_as(send),
