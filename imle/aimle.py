@@ -83,7 +83,7 @@ def aimle(
         target_noise_temperature: tau', perturbation of the target pass.
         symmetric_perturbation: central instead of forward differences: less biased, one more solution a sample.
         _is_minimization: the solver minimises <z, theta> instead of maximising it.
-        options: `generator`, `nonfinite`: see `PerturbAndMAP`.
+        options: `generator`, `nonfinite`, `groups`: see `PerturbAndMAP`.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imle.perturb_and_map import PerturbAndMAP, Solver, decorate
-from imle.target import BaseTargetDistribution, TargetDistribution
+from imle.target import BaseTargetDistribution, TargetDistribution, times
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +37,8 @@ class TargetEstimator(PerturbAndMAP):
             raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {self.target_distribution!r}")
         if not self.target_noise_temperature >= 0:
             raise ValueError(f"target_noise_temperature must be at least 0, not {self.target_noise_temperature!r}")
+        if getattr(self.target_distribution, "groups", self.groups) != self.groups:
+            raise ValueError(f"a target of {self.target_distribution.groups} groups in an estimator of {self.groups}")
 
     def needs_noise(self) -> bool:
         """Whether the forward or the target pass is perturbed."""
@@ -55,7 +57,7 @@ class TargetEstimator(PerturbAndMAP):
         """Return lambda and -lambda dy `[B, S*M, ...]`, or +lambda dy for a solver that minimises."""
         size = self.target_distribution.perturbation_size(theta, dy)
         # -lambda dy
-        step = dy * (size if self._is_minimization else -size)
+        step = times(dy, size if self._is_minimization else -size)
         if self.nb_marginal_samples > 1:
             step = step.repeat_interleave(self.nb_marginal_samples, dim=1)
         return size, step
@@ -106,7 +108,7 @@ def imle(
         theta_noise_temperature: tau, perturbation of the forward pass.
         target_noise_temperature: tau', perturbation of the target pass.
         _is_minimization: the solver minimises <z, theta> instead of maximising it.
-        options: `generator`, `nonfinite`: see `PerturbAndMAP`.
+        options: `generator`, `nonfinite`, `groups`: see `PerturbAndMAP`.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.

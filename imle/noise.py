@@ -18,6 +18,7 @@ from torch import Tensor
 from imle._compile import eager
 
 Device = str | torch.device | int | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 # Scores of the table of quantiles: probabilities from 1.3e-12 to 1 - 1.3e-12, 1170 cells a standard deviation.
 _SCORE_LIMIT = 7.0
@@ -56,15 +57,33 @@ class BaseNoiseDistribution(ABC):
             generator: source of random numbers on that device; by default torch's global one.
         """
 
+    def sample_shares(
+        self,
+        shape: Sequence[int],
+        generators: Sequence[torch.Generator],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return draws in which each generator has made an equal share of the first dimension, as `sample` would.
 
-def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        Raises:
+            ValueError: the first dimension is no multiple of the number of generators.
+        """
+        share = (_share(shape, generators), *shape[1:])
+        draws = [self.sample(share, device=device, dtype=dtype, generator=source) for source in generators]
+        return torch.cat(draws)
+
+
+def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: Generators = None) -> Tensor:
     """Return noise of the given shape with the dtype and on the device of `like`.
 
     Args:
         noise: any object with ``sample(shape)``.
         shape: shape of the result.
         like: tensor that sets dtype and device.
-        generator: source of random numbers; only a noise that takes one can honour it.
+        generator: source of random numbers, or several for equal shares of the first dimension; only a noise that
+            takes one can honour it.
 
     Raises:
         TypeError: `noise` has no method `sample`, or it returns something else than a tensor.
@@ -78,7 +97,11 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: torch.Genera
     if not callable(getattr(noise, "sample", None)):
         raise TypeError(f"noise {name} has no method sample(shape); give it one, or use a class of imle.noise")
     if isinstance(noise, BaseNoiseDistribution) and noise._takes_keywords:
-        eps = noise.sample(torch.Size(shape), device=like.device, dtype=like.dtype, generator=generator)
+        where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        if isinstance(generator, Sequence):
+            eps = noise.sample_shares(torch.Size(shape), generator, **where)
+        else:
+            eps = noise.sample(torch.Size(shape), generator=generator, **where)
     elif generator is not None:
         raise ValueError(
             f"noise {name} takes no generator: seed it by torch.manual_seed, or derive it from "
@@ -130,9 +153,23 @@ class GumbelNoiseDistribution(BaseNoiseDistribution):
         Raises:
             TypeError: `dtype` is not a floating-point type.
         """
+        return self._draw(shape, device, dtype, generator)
+
+    def sample_shares(
+        self,
+        shape: Sequence[int],
+        generators: Sequence[torch.Generator],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return draws in which each generator has made an equal share; see the base class."""
+        return self._draw(shape, device, dtype, generators)
+
+    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
         dtype = _floating(dtype)
         where = self.device if device is None else device
-        x, y = (torch.randn(shape, dtype=_computing(dtype), device=where, generator=generator) for _ in range(2))
+        x, y = (_randn(shape, _computing(dtype), where, source) for _ in range(2))
         # -log(E) with E = (x^2 + y^2) / 2, an Exponential variable: fine-grained near 0, so that the upper tail is
         # whole (-log(-log(uniform)) cuts it off), faster than `exponential_`, and at work under vmap as well.
         twice_e = x.mul_(x).add_(y.mul_(y)).clamp_min_(torch.finfo(x.dtype).tiny)
@@ -206,13 +243,22 @@ class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
         Raises:
             TypeError: `dtype` is not a floating-point type.
         """
+        return self._draw(shape, device, dtype, generator)
+
+    def sample_shares(
+        self,
+        shape: Sequence[int],
+        generators: Sequence[torch.Generator],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return draws in which each generator has made an equal share; see the base class."""
+        return self._draw(shape, device, dtype, generators)
+
+    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
         dtype = _floating(dtype)
-        eps = torch.randn(
-            shape,
-            dtype=_computing(dtype),
-            device=self.device if device is None else device,
-            generator=generator,
-        )
+        eps = _randn(shape, _computing(dtype), self.device if device is None else device, source)
         _quantiles_of_scores_(eps, _table(float(self.k), self.nb_iterations, eps.dtype, eps.device))
         return eps.to(dtype)
 
@@ -265,6 +311,23 @@ def _floating(dtype: torch.dtype | None) -> torch.dtype:
 def _computing(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to sample in: bfloat16 and float16 are too coarse for tables and logarithms."""
     return dtype if dtype == torch.float64 else torch.float32
+
+
+def _randn(shape: Sequence[int], dtype: torch.dtype, device: Device, source: Generators) -> Tensor:
+    """Return normal numbers from one generator, or from several for equal shares of the first dimension."""
+    if not isinstance(source, Sequence):
+        return torch.randn(shape, dtype=dtype, device=device, generator=source)
+    _share(shape, source)
+    x = torch.empty(shape, dtype=dtype, device=device)
+    for share, generator in zip(x.tensor_split(len(source)), source, strict=True):
+        share.normal_(generator=generator)
+    return x
+
+
+def _share(shape: Sequence[int], generators: Sequence[torch.Generator]) -> int:
+    if not shape or shape[0] % len(generators):
+        raise ValueError(f"{len(generators)} generators cannot draw equal shares of {tuple(shape)}")
+    return shape[0] // len(generators)
 
 
 def _quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imle._compile import eager
-from imle.noise import draw
-from imle.target import BaseTargetDistribution, host_may_wait, is_finite
+from imle.noise import Generators, draw
+from imle.target import BaseTargetDistribution, by_group, host_may_wait, is_finite, per_instance
 
 Solver = Callable[..., Any]
 
@@ -111,7 +111,7 @@ class _PerturbAndMAP(torch.autograd.Function):
 
         g = ctx.estimator.gradient(solve, theta, noise, z.unflatten(0, samples), dy)
         g = g.mean(dim=1) if samples[1] > 1 else g[:, 0]
-        return (g if finite is None else torch.where(finite, g, torch.nan)), None, None, None
+        return (g if finite is None else torch.where(per_instance(finite, g), g, torch.nan)), None, None, None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,21 +124,27 @@ class PerturbAndMAP:
         nb_marginal_samples: M, perturbed solutions averaged into each of the S outputs, which for M > 1 estimate
             marginals and are no longer discrete.
         theta_noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
-        generator: the random state for noises that take one; None uses torch's own.
+        generator: the random state for noises that take one; None uses torch's own. With several groups it may be a
+            sequence of as many.
         nonfinite: what a NaN or infinite dy does: "raise" a FloatingPointError, or "skip" the step (zero gradient)
             with a warning. The adaptive state is left alone either way. On an accelerator nothing may wait for
             the host: "raise" gives a gradient of NaN there, "skip" a silent zero.
+        groups: the number of equal parts of a batch, side by side, that have nothing to do with one another, such as
+            those of several networks that train as one batched network: each with noise from a generator of its
+            own, and a state of its own in an adaptive target of as many groups. A dy that is not finite concerns its
+            own group alone, which is then treated as on an accelerator.
     """
 
     noise_distribution: Any = None
     nb_samples: int = 1
     nb_marginal_samples: int = 1
     theta_noise_temperature: float = 1.0
-    generator: torch.Generator | None = None
+    generator: Generators = None
     nonfinite: Literal["raise", "skip"] = "raise"
+    groups: int = 1
 
     def __post_init__(self):
-        for name in ("nb_samples", "nb_marginal_samples"):
+        for name in ("nb_samples", "nb_marginal_samples", "groups"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise ValueError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}")
         if not self.theta_noise_temperature >= 0:
@@ -147,6 +153,8 @@ class PerturbAndMAP:
             raise TypeError(f"noise_distribution needs a sample(shape) method, {self.noise_distribution!r} has none")
         if self.nonfinite not in ("raise", "skip"):
             raise ValueError(f"nonfinite must be 'raise' or 'skip', not {self.nonfinite!r}")
+        if isinstance(self.generator, Sequence) and len(self.generator) != self.groups:
+            raise ValueError(f"{len(self.generator)} generators do not go with {self.groups} groups")
 
     def __call__(self, solver: Solver) -> Solver:
         """Return the solver as a differentiable function of its first argument."""
@@ -205,14 +213,17 @@ class PerturbAndMAP:
         return z.unflatten(2, (self.nb_samples, self.nb_marginal_samples)).mean(dim=3)
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return dy, all zero if it is not finite, and, where the host may not wait for it, whether it was finite.
+        """Return dy, zero where it is not finite, and, where the host may not wait for it, whether it was finite.
+
+        Whether it was finite is one answer for all, 0-dimensional, or one for each group, `[groups]`.
 
         Raises:
             FloatingPointError: dy holds NaN or infinite numbers, and `nonfinite` is "raise".
         """
-        finite = is_finite(dy)
-        if not host_may_wait(dy):
-            return torch.where(finite, dy, 0.0), finite if self.nonfinite == "raise" else None
+        finite = by_group(is_finite, dy, self.groups)
+        if self.groups > 1 or not host_may_wait(dy):
+            dy = torch.where(per_instance(finite, dy), dy, 0.0)
+            return dy, finite if self.nonfinite == "raise" else None
         if finite:
             return dy, None
         if self.nonfinite == "raise":

@@ -81,7 +81,7 @@ def sfe(
         noise_distribution: a noise with `sample(shape)` and `log_prob(value)`; Gumbel(0, 1) by default.
         noise_temperature: tau; larger has less variance, and blurs the distribution of z more.
         nb_samples: S; more is less noisy, and S times the work.
-        options: `generator`: see `PerturbAndMAP`.
+        options: `generator`, `groups`: see `PerturbAndMAP`.
 
     Raises:
         TypeError: the noise has no `log_prob` (Sum-of-Gamma has none), or theta is of the wrong kind.

@@ -43,7 +43,7 @@ def ste(
         noise_distribution: where eps comes from: any object with `sample(shape)`; None adds no noise.
         noise_temperature: tau, perturbation of the forward pass.
         nb_samples: S; more is less noisy, and S times the work.
-        options: `nb_marginal_samples`, `generator`, `nonfinite`: see `PerturbAndMAP`.
+        options: `nb_marginal_samples`, `generator`, `nonfinite`, `groups`: see `PerturbAndMAP`.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.

@@ -25,7 +25,7 @@ class BaseTargetDistribution(nn.Module, ABC):
 
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda, 0-dimensional, from theta `[B, ...]` and dy `[B, S, ...]`."""
+        """Return lambda from theta `[B, ...]` and dy `[B, S, ...]`: 0-dimensional, or of instances `[B, 1, ...]`."""
 
     @abstractmethod
     def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
@@ -94,6 +94,8 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         exact_scaling: with S > 1 samples the step is taken with the norm of theta repeated S times, sqrt(S) larger.
             False (as the published figures rest on) divides g by the lambda of theta as it is, True by the
             lambda of the step; they differ by sqrt(S), and not at all for S = 1.
+        groups: the number of equal parts of a batch, side by side, that have each a state and a lambda of their own,
+            such as networks that train as one batched network. Above 1, the state holds that many numbers.
 
     Raises:
         ValueError: a number is not finite, or out of its range.
@@ -120,6 +122,7 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         grad_norm_decay_rate: float = 0.9,
         target_norm: float = 1.0,
         exact_scaling: bool = False,
+        groups: int = 1,
     ):
         super().__init__()
         self.alpha = _finite("initial_alpha", initial_alpha)
@@ -128,6 +131,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         self.grad_norm_decay_rate = _finite("grad_norm_decay_rate", grad_norm_decay_rate)
         self.target_norm = _finite("target_norm", target_norm)
         self.exact_scaling = exact_scaling
+        self.groups = groups
+        if not (isinstance(groups, int) and groups >= 1):
+            raise ValueError(f"groups must be a whole number from 1 up, not {groups!r}")
         if _finite("initial_beta", initial_beta) < 0:
             raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
         if not 0 <= grad_norm_decay_rate <= 1:
@@ -137,45 +143,45 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
             ("_grad_norm", initial_grad_norm),
             ("_beta_update", 0.0),
         ):
-            self.register_buffer(name, torch.tensor(_finite(name.strip("_"), value), dtype=torch.float64))
+            start = torch.tensor(_finite(name.strip("_"), value), dtype=torch.float64)
+            self.register_buffer(name, start if groups == 1 else start.repeat(groups))
 
     @property
-    def beta(self) -> float:
-        """The relative perturbation size now; reading it waits for the device."""
-        return self._beta.item()
+    def beta(self) -> Any:
+        """The relative perturbation size now, a list of them for several groups; reading it waits for the device."""
+        return self._beta.tolist()
 
     @property
-    def grad_norm(self) -> float:
-        """N, the running mean of the number of non-zero entries; reading it waits for the device."""
-        return self._grad_norm.item()
+    def grad_norm(self) -> Any:
+        """N, the running mean of the number of non-zero entries, as `beta`; reading it waits for the device."""
+        return self._grad_norm.tolist()
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda = beta ||theta|| / ||dy||, norms over the whole batch, theta repeated S times; 0 for dy = 0."""
+        """Return lambda = beta ||theta|| / ||dy||, norms over all of a group, theta repeated S times; 0 for dy = 0."""
         self._follow(dy.device)
-        norm = safe_norm(dy)
-        scale = math.sqrt(dy.shape[1]) * safe_norm(theta.masked_fill(theta.isinf(), 0.0))
+        norm = by_group(safe_norm, dy, self.groups)
+        scale = math.sqrt(dy.shape[1]) * by_group(safe_norm, theta.masked_fill(theta.isinf(), 0.0), self.groups)
         # lambda = beta ||theta|| / ||dy||
-        return torch.where(norm > 0, self._beta * scale / norm, 0.0).clamp(max=_largest(dy))
+        size = torch.where(norm > 0, self._beta * scale / norm, 0.0).clamp(max=_largest(dy))
+        return per_instance(size, dy)
 
     def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the gradient divided by lambda, zero where lambda is zero, and move beta by one step."""
         divisor = perturbation_size if self.exact_scaling else perturbation_size / math.sqrt(dy.shape[1])
-        scaled = gradient * torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=_largest(gradient))
+        scaled = times(gradient, torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=_largest(gradient)))
         self._update(gradient, dy)
         return scaled
 
     def _update(self, gradient: Tensor, dy: Tensor) -> None:
-        solutions = max(gradient.shape[0] * gradient.shape[1], 1)
+        solutions = max(gradient.shape[0] * gradient.shape[1] // self.groups, 1)
         # NaN, from a solver that returns it, counts as not zero
-        nonzero = torch.count_nonzero(gradient).to(self._beta.dtype) / solutions
+        nonzero = by_group(torch.count_nonzero, gradient, self.groups).to(self._beta.dtype) / solutions
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
         sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
         update = mu * self._beta_update + eta * (2 * sparse - 1)
         beta = (self._beta + update).clamp(min=0.0)
-        smallest, largest = torch.aminmax(dy) if dy.numel() else dy.new_zeros(2)
-        informative = (smallest < 0) | (largest > 0)
-        informative &= torch.isfinite(smallest) & torch.isfinite(largest)
+        informative = by_group(_is_informative, dy, self.groups)
         self._grad_norm.copy_(torch.where(informative, grad_norm, self._grad_norm))
         self._beta_update.copy_(torch.where(informative, update, self._beta_update))
         self._beta.copy_(torch.where(informative, beta, self._beta))
@@ -227,6 +233,42 @@ def is_finite(x: Tensor) -> Tensor:
         return torch.ones((), dtype=torch.bool, device=x.device)
     smallest, largest = torch.aminmax(x)
     return torch.isfinite(smallest) & torch.isfinite(largest)
+
+
+def _is_informative(dy: Tensor) -> Tensor:
+    """Return whether dy is finite and not all zero, 0-dimensional."""
+    if not dy.numel():
+        return torch.zeros((), dtype=torch.bool, device=dy.device)
+    smallest, largest = torch.aminmax(dy)
+    return ((smallest < 0) | (largest > 0)) & torch.isfinite(smallest) & torch.isfinite(largest)
+
+
+def by_group(measure: Callable[[Tensor], Tensor], x: Tensor, groups: int) -> Tensor:
+    """Return what `measure` makes of all entries: 0-dimensional, or for several groups of rows of x `[groups]`.
+
+    Raises:
+        ValueError: the rows are no multiple of the groups.
+    """
+    if groups == 1:
+        return measure(x)
+    if x.shape[0] % groups:
+        raise ValueError(f"a batch of {x.shape[0]} cannot be split into {groups} equal groups")
+    if host_may_wait(x):  # one by one, to the last digit what each of them alone would give
+        return torch.stack([measure(part) for part in x.tensor_split(groups)])
+    return torch.func.vmap(measure)(x.unflatten(0, (groups, -1)))
+
+
+def per_instance(value: Tensor, x: Tensor) -> Tensor:
+    """Return a value `[groups]` of each group for each row of x, `[B, 1, ...]`; one of no dimension as it is."""
+    if value.dim() == 0:
+        return value
+    rows = value.repeat_interleave(x.shape[0] // value.shape[0])
+    return rows.view(-1, *[1] * (x.dim() - 1))
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """Return x times a factor, 0-dimensional or of instances `[B, 1, ...]`, in the dtype of x."""
+    return x * (factor if factor.dim() == 0 else factor.to(x.dtype))
 
 
 def _largest(x: Tensor) -> float:
