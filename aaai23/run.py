@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from aaai23.acceleration import accelerate
-from aaai23.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from aaai23.checkpoint import (
+    generator_like_torchs,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from aaai23.errors import UsageError
 from aaai23.record import (
     FORMAT,
@@ -47,6 +53,7 @@ __all__ = [
     "comparable",
     "configure_logging",
     "epoch_order",
+    "generator_like_torchs",
     "is_finished",
     "load_checkpoint",
     "loss_values",
@@ -220,6 +227,11 @@ class Run:
         self.record.update(status="finished", final=plain(final))
         self._write()
         self._tracker.summarise(self.record["final"])
+
+    def fail(self, error: BaseException) -> None:
+        """Say that the run has failed, and why; what was logged stays."""
+        self.record.update(status="failed", error=one_line(error))
+        self._write()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

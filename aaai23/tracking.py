@@ -150,6 +150,7 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
     import wandb
 
     settings = wandb.Settings(
+        reinit="create_new",  # several runs may be open at a time
         console="off",  # the terminal and its log files stay the program's own
         save_code=False,
         disable_code=True,

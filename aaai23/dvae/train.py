@@ -44,15 +44,22 @@ NOT_COMPARED = (*NOT_COMPARED_OF_A_RUN, "epochs")
 
 def build(args: Namespace) -> DiscreteVAE:
     """Return the untrained network around the method that the command line names."""
-    layer: nn.Module
+    return DiscreteVAE(args.input_dim, args.code_m, args.code_n, build_layer(args))
+
+
+def build_layer(args: Namespace, generators: Sequence[torch.Generator] | None = None) -> nn.Module:
+    """Return the layer of the method that the command line names.
+
+    Args:
+        args: the parsed command line.
+        generators: sources of the noise, one for each of several models that share the layer; None: torch's own.
+    """
     if args.method == "gumbel-softmax":
-        layer = GumbelSoftmaxLayer(args.init_temperature, args.hard, args.imle_samples)
-    else:
-        layer = METHODS[args.method](functools.partial(select_k, k=args.select_k), options_of(args))
-    return DiscreteVAE(args.input_dim, args.code_m, args.code_n, layer)
+        return GumbelSoftmaxLayer(args.init_temperature, args.hard, args.imle_samples, generators)
+    return METHODS[args.method](functools.partial(select_k, k=args.select_k), options_of(args, generators))
 
 
-def options_of(args: Namespace) -> Options:
+def options_of(args: Namespace, generators: Sequence[torch.Generator] | None = None) -> Options:
     """Return what the command line tells an estimator."""
     ste = args.method == "ste"
     return Options(
@@ -69,6 +76,7 @@ def options_of(args: Namespace) -> Options:
         beta_update_momentum=args.aimle_beta_update_momentum,
         target_norm=args.aimle_target_norm,
         subset_size=args.select_k,
+        generators=generators,
     )
 
 
@@ -78,31 +86,35 @@ def set_temperature(layer: nn.Module, temperature: float) -> None:
         layer.temperature = temperature
 
 
+def new_optimiser(model: DiscreteVAE) -> torch.optim.Optimizer:
+    """Return the published optimiser: one kernel for all parameters, wherever torch has it."""
+    return torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+
 def train_epoch(
     model: DiscreteVAE,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
     batches: Sequence[Tensor],
     temperatures: Sequence[float],
-    epoch: str,
-) -> list[float]:
-    """Train on batches of image indices, each at its temperature; returns the published loss of each.
+    label: str,
+) -> Tensor:
+    """Train on batches of image indices, each at its temperature; returns the published loss of each, `[steps]`.
 
-    Raises:
-        FloatingPointError: a loss is NaN or infinite.
+    For R models side by side, see `stack`, batches are `[R, B]`, and the losses `[steps, R]`.
     """
     model.train()
     values = []
-    for batch, temperature in progress(list(zip(batches, temperatures)), epoch):
+    for batch, temperature in progress(list(zip(batches, temperatures)), label):
         set_temperature(model.layer, temperature)
         x = intensities(images[batch])
         logits, reconstruction_logits = model(x)
-        loss = training_loss(*losses(logits, reconstruction_logits, x)).mean()
+        loss = training_loss(*losses(logits, reconstruction_logits, x)).view(batch.shape).mean(-1)
         optimiser.zero_grad()
-        loss.backward()
+        loss.sum().backward()
         optimiser.step()
         values.append(loss.detach())
-    return loss_values(values, epoch)
+    return torch.stack(values)
 
 
 @contextlib.contextmanager
@@ -116,18 +128,34 @@ def own_noise(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@torch.inference_mode()
 def evaluate(model: DiscreteVAE, images: Tensor, seed: int) -> dict[str, float]:
     """Return the published test loss, and the negative evidence lower bound; means over images, in nats."""
-    model.train()  # published figures are those of sampled codes; in evaluation mode a layer solves without noise
-    total = torch.zeros(2, dtype=torch.float64, device=images.device)
     with own_noise(seed, images.device):
-        for batch in images.split(EVALUATION_BATCH):
-            x = intensities(batch)
-            logits, reconstruction_logits = model(x)
-            bce, kl = losses(logits, reconstruction_logits, x)
-            total += torch.stack([test_loss(bce, kl), nelbo(bce, kl)]).double().sum(dim=1)
-    published, bound = (total / len(images)).tolist()
+        return test_figures(measure(model, images))
+
+
+@torch.inference_mode()
+def measure(model: DiscreteVAE, images: Tensor, models: tuple[int, ...] = ()) -> Tensor:
+    """Return means over images of the published test loss and of the bound, `[2]`, or of R models `[2, R]`.
+
+    Args:
+        model: one, or several side by side, see `stack`.
+        images: uint8 `[B, P]`, shown to each model.
+        models: `()` or `(R,)`.
+    """
+    model.train()  # published figures are those of sampled codes; in evaluation mode a layer solves without noise
+    total = torch.zeros(2, *models, dtype=torch.float64, device=images.device)
+    for batch in images.split(EVALUATION_BATCH):
+        x = intensities(batch).expand(*models, -1, -1)
+        logits, reconstruction_logits = model(x)
+        bce, kl = losses(logits, reconstruction_logits, x)
+        total += torch.stack([test_loss(bce, kl), nelbo(bce, kl)]).view(2, *models, -1).double().sum(-1)
+    return total / len(images)
+
+
+def test_figures(measured: Tensor) -> dict[str, float]:
+    """Return what `measure` found of one model, by the names of the record."""
+    published, bound = measured.tolist()
     return {"test_loss": published, "test_nelbo": bound}
 
 
@@ -160,11 +188,12 @@ class Session:
 
     def __init__(self, args: Namespace, data: MNIST, path: Path, device: torch.device):
         seed_everything(args.seed)
-        self.args, self.data, self.path, self.config = args, data, path, settings_of(args, data)
+        self.args, self.data, self.path, self.device = args, data, path, device
+        self.config = settings_of(args, data)
         self.model = build(args).to(device)
         accelerate((self.model.encoder, self.model.decoder), args.precision, args.compile, device)
-        # one kernel for all parameters, wherever torch has it
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+        self.optimiser = new_optimiser(self.model)
+        self.generator: torch.Generator | None = None  # of the noise; None: torch's own
         self.epoch, self.iteration = 0, 0
         self.history: list[dict[str, Any]] = []
 
@@ -178,7 +207,7 @@ class Session:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
-            "random": random_state(),
+            "random": random_state(self.generator),
         }
 
     def restore(self) -> None:
@@ -206,29 +235,56 @@ class Session:
         return temperature_at(iteration, args.init_temperature, args.anneal_rate, args.min_temperature)
 
     def next_epoch(self, log: logging.Logger) -> dict[str, Any]:
-        """Train one epoch and measure; returns the figures for the record."""
-        images = self.data.train
-        order = epoch_order(len(images), self.args.seed, self.epoch).to(images.device)
+        """Train one epoch and measure; returns the figures for the record.
+
+        Raises:
+            FloatingPointError: a loss is NaN or infinite.
+        """
+        batches, temperatures = self.begin_epoch()
+        found = train_epoch(self.model, self.optimiser, self.data.train, batches, temperatures, self.label)
+        figures = self.training_figures(found)
+        log.info(training_line(self.label, figures))
+        figures |= evaluate(self.model, self.data.test, self.args.seed)
+        log.info(test_line(figures))
+        return figures
+
+    @property
+    def label(self) -> str:
+        """What the log calls the epoch."""
+        return f"Epoch {self.epoch}/{self.args.epochs}"
+
+    def begin_epoch(self) -> tuple[tuple[Tensor, ...], list[float]]:
+        """Count the next epoch as begun; returns its batches of image indices, and their temperatures."""
+        order = epoch_order(len(self.data.train), self.args.seed, self.epoch).to(self.device)
         batches = order.split(self.args.batch_size)
         if self.args.max_iterations is not None:
             batches = batches[: self.args.max_iterations - self.iteration]
         temperatures = [self.temperature(self.iteration + done) for done in range(len(batches))]
         self.epoch += 1
         self.iteration += len(batches)
-        label = f"Epoch {self.epoch}/{self.args.epochs}"
-        found = train_epoch(self.model, self.optimiser, images, batches, temperatures, label)
-        values = torch.tensor(found, dtype=torch.float64)
-        figures: dict[str, Any] = {
+        return batches, temperatures
+
+    def training_figures(self, found: Tensor) -> dict[str, Any]:
+        """Return the figures of the epoch's losses `[steps]`, and set the temperature to measure with.
+
+        Raises:
+            FloatingPointError: a loss is NaN or infinite.
+        """
+        values = torch.tensor(loss_values(found, self.label), dtype=torch.float64)
+        temperature = self.temperature(self.iteration)
+        set_temperature(self.model.layer, temperature)
+        return {
             "loss": values.mean().item(),
             "loss_std": values.std(correction=0).item(),
-            "tau": self.temperature(self.iteration),
+            "tau": temperature,
             "beta": beta_of(self.model.layer),
         }
-        log.info(training_line(label, figures))
-        set_temperature(self.model.layer, figures["tau"])
-        figures |= evaluate(self.model, self.data.test, self.args.seed)
-        log.info(f"Average Test Loss: {figures['test_loss']:.5f}")
-        return figures
+
+    def keep(self, run: Run, figures: Mapping[str, Any]) -> None:
+        """Put the figures of an epoch into its run's record, and the state into the checkpoint."""
+        run.log(self.epoch, figures)
+        self.history = run.history
+        save_checkpoint(self.path, self.state())
 
     def final(self) -> dict[str, Any]:
         """Return the figures of the last epoch."""
@@ -256,6 +312,11 @@ def training_line(label: str, figures: Mapping[str, Any]) -> str:
     return line if figures["beta"] is None else f"{line}\tBeta: {figures['beta']:.5f}"
 
 
+def test_line(figures: Mapping[str, Any]) -> str:
+    """Return the log's line of the published test loss."""
+    return f"Average Test Loss: {figures['test_loss']:.5f}"
+
+
 def settings_of(args: Namespace, data: MNIST) -> dict[str, Any]:
     """Return the settings as a record and a checkpoint hold them.
 
@@ -279,29 +340,37 @@ def run_seed(
         device: where to compute.
         log: gets the lines of an epoch.
     """
+    session = open_session(args, data, path, device)
+    with open_run(session) as run:
+        while not session.done():
+            session.keep(run, session.next_epoch(log))
+        session.draw()
+        run.finish(session.final())
+        log.info("Experiment completed.")  # W&B prints its summary below it
+    return session.final()
+
+
+def open_session(args: Namespace, data: MNIST, path: Path, device: torch.device) -> Session:
+    """Return a fresh session, or with --resume that of the checkpoint if there is one."""
     session = Session(args, data, path, device)
     if args.resume and path.exists():
         session.restore()
-    run = Run(
+    return session
+
+
+def open_run(session: Session) -> Run:
+    """Return the run of a session, not yet entered."""
+    args = session.args
+    return Run(
         "vae",
         args.name,
         args.seed,
         session.config,
         results_dir=args.results_dir,
-        sample_data=data.sample_data,
+        sample_data=session.data.sample_data,
         history=session.history,
         ignore=NOT_COMPARED,
         wandb_project=PROJECT,
         wandb_name=f"{args.method}-{args.seed}",
         wandb_tags=("vae", args.method, args.aimle_target),
     )
-    with run:
-        while not session.done():
-            figures = session.next_epoch(log)
-            run.log(session.epoch, figures)
-            session.history = run.history
-            save_checkpoint(path, session.state())
-        session.draw()
-        run.finish(session.final())
-        log.info("Experiment completed.")  # W&B prints its summary below it
-    return session.final()
