@@ -1,20 +1,35 @@
-"""The training step of the discrete VAE at the mission's command, against its floor."""
+"""The training step of the discrete VAE at the mission's command, against its floors, and many seeds against one."""
 
 import functools
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from aaai23.dvae.model import DiscreteVAE, losses, training_loss
+from aaai23.dvae.model import DiscreteVAE, losses, stack, training_loss
 from aaai23.methods import METHODS, Options
 from benchmarks.measure import Repeat, Row, compare, training_step
 from imle.solvers import select_k
 
-BATCH, SAMPLES, M, N, K = 100, 10, 20, 20, 10
+BATCH, PIXELS, SAMPLES, M, N, K = 100, 784, 10, 20, 20, 10
+SEEDS = 10
 
 
 def run(device: torch.device) -> list[Row]:
     """Measure S = 10, central differences, Sum-of-Gamma noise."""
+    images = torch.rand(BATCH, PIXELS, device=device)
+    step, floor = _step(_model(_aimle()), images), _step(_model(Repeat(SAMPLES)), images)
+    name = "VAE step, central, S=10"
+    rows = [
+        compare(name, step, "floor", floor, device, pairs=25, target=1.25, per_call=BATCH, unit="images"),
+    ]
+    if device.type == "cpu":
+        plain = _step(_with_torchs_linear(_model(Repeat(SAMPLES))), images)
+        rows.append(compare(name, step, "floor, torch's linear layers", plain, device, pairs=15))
+    return [*rows, _seeds(step, device)]
+
+
+def _aimle(generators: list[torch.Generator] | None = None) -> nn.Module:
     options = Options(
         noise="sog",
         noise_k=K,
@@ -24,31 +39,51 @@ def run(device: torch.device) -> list[Row]:
         perturbation_size=0.5,
         beta_update_step=1e-3,
         target_norm=10.0,
+        generators=generators,
     )
-    aimle = METHODS["aimle"](functools.partial(select_k, k=K), options)
-    images = torch.rand(BATCH, 784, device=device)
-    step, floor = (_step(layer, images) for layer in (aimle, Repeat(SAMPLES)))
-    return [
-        compare(
-            "VAE step, central, S=10",
-            step,
-            "floor",
-            floor,
-            device,
-            pairs=25,
-            target=1.25,
-            per_call=BATCH,
-            unit="images",
-        )
-    ]
+    return METHODS["aimle"](functools.partial(select_k, k=K), options)
 
 
-def _step(layer: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def _model(layer: nn.Module) -> DiscreteVAE:
     torch.manual_seed(0)
-    model = DiscreteVAE(784, M, N, layer).to(images.device).train()
+    return DiscreteVAE(PIXELS, M, N, layer)
+
+
+def _with_torchs_linear(model: DiscreteVAE) -> DiscreteVAE:
+    """Return the model with torch's own linear layers, as one would write it without looking."""
+    for network in (model.encoder, model.decoder):
+        for i, module in enumerate(network):
+            if isinstance(module, nn.Linear):
+                network[i] = nn.Linear(module.in_features, module.out_features)
+                network[i].load_state_dict(module.state_dict())
+    return model
+
+
+def _seeds(step: Callable[[], None], device: torch.device) -> Row:
+    """Measure SEEDS seeds as one batched model against one seed."""
+    generators = [torch.Generator(device).manual_seed(seed) for seed in range(SEEDS)]
+    together = stack([_model(_aimle()) for _ in generators], _aimle(generators))
+    images = torch.rand(SEEDS, BATCH, PIXELS, device=device)
+    target = 2.5 if device.type == "cuda" else None
+    name = f"VAE step, {SEEDS} seeds side by side"
+    return compare(
+        name,
+        _step(together, images),
+        "one seed",
+        step,
+        device,
+        pairs=7,
+        target=target,
+        per_call=SEEDS * BATCH,
+        unit="images",
+    )
+
+
+def _step(model: DiscreteVAE, images: torch.Tensor) -> Callable[[], None]:
+    model.to(images.device).train()
 
     def loss() -> torch.Tensor:
         logits, reconstruction_logits = model(images)
-        return training_loss(*losses(logits, reconstruction_logits, images)).mean()
+        return training_loss(*losses(logits, reconstruction_logits, images)).view(images.shape[:-1]).mean(-1).sum()
 
     return training_step(model, loss)
