@@ -60,6 +60,7 @@ def dense_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 def _as_image(rows: Tensor) -> Tensor:
     """View rows `[K, k]` as channels-last images `[N, k, K/N, 1]`."""
-    # On one thread torch takes oneDNN for 16 images or more, and oneDNN likes few large ones.
+    # On one thread torch takes oneDNN for 16 images or more, and oneDNN likes few large ones. (Compiled, each number of
+    # rows has a graph of its own; a run has few.)
     images = next((n for n in range(16, 64) if len(rows) % n == 0), 1)
     return rows.reshape(images, len(rows) // images, 1, rows.shape[1]).permute(0, 3, 1, 2)

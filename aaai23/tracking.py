@@ -16,6 +16,9 @@ _INIT_SECONDS = 30.0  # then a run that cannot reach the server goes on offline
 _FINISH_SECONDS = 120.0  # then what is not uploaded stays in the run's folder, for `wandb sync`
 
 
+_open: set["Tracker"] = set()
+
+
 def wandb_mode() -> str:
     """Return the mode that W&B runs in: what the user asked for, else online with an account, else offline.
 
@@ -80,6 +83,7 @@ def _never_fails(method: Callable[Concatenate["Tracker", _P], None]) -> Callable
             method(self, *args, **kwargs)
         except Exception as error:
             self._run = None
+            _open.discard(self)
             reason = next(iter(str(error).splitlines()), "")
             _LOGGER.warning("W&B is off for the rest of this run: %s: %s", type(error).__name__, reason)
 
@@ -122,6 +126,7 @@ class Tracker:
             "config": dict(config),
         }
         self._run = _init(mode, options)
+        _open.add(self)
 
     @_never_fails
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -139,6 +144,7 @@ class Tracker:
     def close(self, exit_code: int) -> None:
         """End the run; W&B prints the run's history and summary to stderr."""
         run, self._run = self._run, None
+        _open.discard(self)
         if run is not None:
             run.finish(exit_code=exit_code)
 
@@ -168,6 +174,10 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
             raise
         reason = next(iter(str(error).splitlines()), "")
         _LOGGER.warning("W&B cannot start online (%s): logging offline, `wandb sync` uploads it later", reason)
-        wandb.teardown()  # the failed start still holds the run's id
+        # the failed start still holds the run's id
+        if _open:  # teardown would end these runs too
+            options = {**options, "id": f"{options['id']}-offline"}
+        else:
+            wandb.teardown()
         os.environ["WANDB_MODE"] = "offline"  # the process's next runs need not wait for the server again
         return wandb.init(mode="offline", settings=settings, **options)

@@ -201,7 +201,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def extra_repr(self) -> str:
         """The state and the options, for print()."""
-        return f"alpha={self.alpha}, beta={self.beta:.6g}, target_norm={self.target_norm}, step={self.beta_update_step}"
+        beta = f"{self.beta:.6g}" if self.groups == 1 else [float(f"{value:.6g}") for value in self.beta]
+        groups = "" if self.groups == 1 else f", groups={self.groups}"
+        return f"alpha={self.alpha}, beta={beta}, target_norm={self.target_norm}, step={self.beta_update_step}{groups}"
 
 
 def host_may_wait(x: Tensor) -> bool:
@@ -235,7 +237,7 @@ def is_finite(x: Tensor) -> Tensor:
 
 
 def _count_nonzero(x: Tensor) -> Tensor:
-    """Return the number of entries that are not 0, 0-dimensional; NaN is not 0."""
+    """Return the number of entries that are not 0, 0-dimensional; where one is NaN, of all entries."""
     # torch.count_nonzero branches on every entry, which on a CPU costs ten times as much where some are zero
     count = x.sign().abs_().sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return count.nan_to_num(nan=x.numel())
@@ -274,7 +276,8 @@ def per_instance(value: Tensor, x: Tensor) -> Tensor:
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """Return x times a factor, 0-dimensional or of instances `[B, 1, ...]`, in the dtype of x."""
-    return x * (factor if factor.dim() == 0 else factor.to(x.dtype))
+    dtype = torch.promote_types(x.dtype, torch.float32)  # half precision has no room for a large factor
+    return (x.to(dtype) * factor.to(dtype)).to(x.dtype)
 
 
 def _largest(x: Tensor) -> float:

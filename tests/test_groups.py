@@ -113,8 +113,28 @@ def test_a_broken_group_leaves_the_others_alone(nonfinite, waiting, bad, no_wait
     assert 0.3 not in ordinary
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_room_for_a_large_step(dtype, groups):
+    seen = []
+
+    def solver(theta):
+        seen.append(theta.clone())
+        return select_two(theta)
+
+    theta = torch.randn(4, N).to(dtype).requires_grad_()
+    target = AdaptiveTargetDistribution(groups=groups)
+    dy = torch.randn(4, N) * 1e-5
+    dy[:, 0] = 0
+    aimle(target_distribution=target, groups=groups)(solver)(theta).backward(dy.to(dtype))
+    assert len(seen) == 2 and all(parameters.isfinite().all() for parameters in seen)
+    assert theta.grad.isfinite().all()
+
+
 def test_the_state_of_groups_is_one_number_each():
     target = AdaptiveTargetDistribution(initial_beta=0.5, groups=2)
+    assert "beta=[0.5, 0.5]" in repr(target) and "groups=2" in repr(target)
+    assert "beta=0.5" in repr(AdaptiveTargetDistribution(initial_beta=0.5))
     assert target.beta == [0.5, 0.5] and target.grad_norm == [1.0, 1.0]
     assert AdaptiveTargetDistribution(initial_beta=0.5).state_dict()["_beta"].shape == ()
 

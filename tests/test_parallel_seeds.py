@@ -199,6 +199,19 @@ def test_the_record_of_a_broken_seed_says_so(together, tmp_path, monkeypatch):
     assert "the loss is not finite" in records[1]["error"] and records[1]["history"] == []
 
 
+def test_a_seed_that_has_to_go_alone_and_breaks_leaves_the_others_alone(run, together, read, monkeypatch):
+    assert run("parts", "--seed", str(SEEDS[0]), "-e", "1")[0] == 0
+    find_figures = train.Session.training_figures
+
+    def spoiled(session, losses):
+        return find_figures(session, losses * torch.nan if session.args.seed == SEEDS[0] else losses)
+
+    monkeypatch.setattr(train.Session, "training_figures", spoiled)
+    code, _, err = together("-e", "2", "--resume", folder="parts")
+    assert code == 1 and f"1 of 3 seeds failed, the others are finished; seed {SEEDS[0]}" in err
+    assert [read("parts", seed)[0]["status"] for seed in SEEDS] == ["failed", "finished", "finished"]
+
+
 def only_first_seed_survives(training_figures):
     def spoiled(session, losses):
         return training_figures(session, losses if session.args.seed == SEEDS[0] else losses * torch.nan)

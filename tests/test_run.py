@@ -464,6 +464,54 @@ def test_a_server_out_of_reach_means_offline(tmp_path, fake_wandb, monkeypatch, 
     assert len(caplog.records) == 1
 
 
+def test_a_server_out_of_reach_leaves_the_runs_alone_that_are_open_already(tmp_path, fake_wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    working = fake_wandb.module.init
+
+    def init(mode, **options):
+        if mode == "online" and fake_wandb.init:
+            raise TimeoutError("no route")
+        return working(mode=mode, **options)
+
+    fake_wandb.module.init = init
+    fake_wandb.module.teardown = lambda: pytest.fail("teardown ends the first run")
+    runs = [Run("l2x", "x", seed, CONFIG, results_dir=tmp_path, wandb_project="p") for seed in range(2)]
+    with runs[0], runs[1]:
+        for run in runs:
+            run.log(1, {"loss": 1.0})
+    first, second = fake_wandb.init
+    assert (first["mode"], second["mode"]) == ("online", "offline") and second["id"].endswith("-offline")
+    assert fake_wandb.log == [(1, {"loss": 1.0})] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "spin"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_a_process_is_tuned_where_the_user_has_not_done_it(given, spin):
+    code = "from aaai23.shell import tune_process; tune_process(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(spin)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library alone has this")
+@pytest.mark.parametrize(("given", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_stays_with_the_process_unless_the_user_says_otherwise(given, kept):
+    code = """
+import resource, torch
+from aaai23.shell import tune_process
+tune_process()
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 1000) == kept  # 64 MB are 15,625 pages of 4 KB
+
+
 @pytest.mark.slow
 def test_with_an_account_but_no_network_wandb_logs_offline(tmp_path):
     code = """

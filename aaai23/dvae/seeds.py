@@ -2,7 +2,8 @@
 
 Each seed keeps a session of its own, with its record, its noise, its beta and its checkpoint, and becomes what it would
 be alone: to the last digit on a CPU (where layers have multiples of 16 parameters, as the published ones do), but for
-float rounding on a GPU. Only the computing is joint. A checkpoint can be continued either way.
+float rounding on a GPU. Only the computing is joint, so the seconds of a record are those of all its seeds together. A
+checkpoint can be continued either way, on the kind of device that wrote it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from aaai23.dvae.train import (
     train_epoch,
     training_line,
 )
-from aaai23.run import Run, accelerate, generator_like_torchs
+from aaai23.run import accelerate, generator_like_torchs
 
 
 def run_seeds(jobs: Sequence[tuple[Namespace, Path]], data: MNIST, device: torch.device, log: logging.Logger) -> None:
@@ -56,41 +57,47 @@ def run_seeds(jobs: Sequence[tuple[Namespace, Path]], data: MNIST, device: torch
         session = open_session(args, data, path, device)
         session.generator = generator_like_torchs(device)
         together[session.epoch, session.iteration].append(session)
-    failed: list[Run] = []
+    failed: dict[int, FloatingPointError] = {}
     for sessions in together.values():
         if len(sessions) > 1:
-            failed += _train(sessions, log)
-        else:
-            run_seed(sessions[0].args, data, sessions[0].path, device, log)
+            failed |= _train(sessions, log)
+            continue
+        (alone,) = sessions
+        try:
+            run_seed(alone.args, data, alone.path, device, log)
+        except FloatingPointError as error:
+            failed[alone.args.seed] = error
     if failed:
-        reasons = "; ".join(f"seed {run.record['seed']}: {run.record['error']}" for run in failed)
+        reasons = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
         raise FloatingPointError(f"{len(failed)} of {len(jobs)} seeds failed, the others are finished; {reasons}")
 
 
-def _train(sessions: Sequence[Session], log: logging.Logger) -> list[Run]:
-    """Train side by side to the end; returns the runs that failed on the way."""
+def _train(sessions: Sequence[Session], log: logging.Logger) -> dict[int, FloatingPointError]:
+    """Train side by side to the end; returns the seeds that failed on the way, and why."""
+    failed: dict[int, FloatingPointError] = {}
     with contextlib.ExitStack() as stack_of_runs:
         runs = [stack_of_runs.enter_context(open_run(session)) for session in sessions]
         seeds = SeedStack(sessions)
-        alive = dict(zip(runs, sessions, strict=True))
-        while alive and not sessions[0].done():
+        while len(failed) < len(sessions) and not sessions[0].done():
             for run, session, figures in zip(runs, sessions, seeds.next_epoch(), strict=True):
-                if run not in alive:
+                seed = session.args.seed
+                if seed in failed:
                     continue
                 if isinstance(figures, FloatingPointError):
                     run.fail(figures)
-                    log.error(f"Seed {session.args.seed}\t{figures}")
-                    del alive[run]
+                    failed[seed] = figures
+                    log.error(f"Seed {seed}\t{figures}")
                     continue
-                log.info(f"Seed {session.args.seed}\t{training_line(session.label, figures)}")
-                log.info(f"Seed {session.args.seed}\t{test_line(figures)}")
+                log.info(f"Seed {seed}\t{training_line(session.label, figures)}")
+                log.info(f"Seed {seed}\t{test_line(figures)}")
                 session.keep(run, figures)
-        for run, session in alive.items():
-            session.draw()
-            run.finish(session.final())
-        if alive:
+        for run, session in zip(runs, sessions, strict=True):
+            if session.args.seed not in failed:
+                session.draw()
+                run.finish(session.final())
+        if len(failed) < len(sessions):
             log.info("Experiment completed.")  # W&B prints its summaries below it
-        return [run for run in runs if run not in alive]
+    return failed
 
 
 class SeedStack:
@@ -106,7 +113,7 @@ class SeedStack:
         self.generators = [session.generator for session in sessions if session.generator is not None]
         models = [session.model for session in sessions]
         self.model = stack(models, build_layer(self.args, self.generators)).to(self.device)
-        self.model.load_state_dict(_stacked([model.state_dict() for model in models]))
+        self.model.load_state_dict(_stacked([model.state_dict() for model in models]))  # with the layer's beta
         accelerate((self.model.encoder, self.model.decoder), self.args.precision, self.args.compile, self.device)
         self.optimiser = new_optimiser(self.model)
         states = [session.optimiser.state_dict() for session in sessions]

@@ -191,7 +191,6 @@ class Session:
         self.args, self.data, self.path, self.device = args, data, path, device
         self.config = settings_of(args, data)
         self.model = build(args).to(device)
-        accelerate((self.model.encoder, self.model.decoder), args.precision, args.compile, device)
         self.optimiser = new_optimiser(self.model)
         self.generator: torch.Generator | None = None  # of the noise; None: torch's own
         self.epoch, self.iteration = 0, 0
@@ -341,6 +340,7 @@ def run_seed(
         log: gets the lines of an epoch.
     """
     session = open_session(args, data, path, device)
+    accelerate((session.model.encoder, session.model.decoder), args.precision, args.compile, device)
     with open_run(session) as run:
         while not session.done():
             session.keep(run, session.next_epoch(log))

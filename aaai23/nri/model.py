@@ -66,6 +66,11 @@ def _pair_sum(send: Tensor, receive: Tensor) -> Tensor:
     return grid[:, 1:].unflatten(1, (n - 1, n + 1))[:, :, :n].flatten(1, 2)
 
 
+def _elu(x: Tensor) -> Tensor:
+    """Return ELU(x), in place where the gradient, which is then found from the result, has the digits for it."""
+    return F.elu(x, inplace=x.dtype == torch.float32)
+
+
 class MLP(nn.Module):
     """Two dense layers with ELU, then batch norm over all rows of the batch."""
 
@@ -88,8 +93,8 @@ class MLP(nn.Module):
         return self._finish(pairs if skip is None else pairs + dense(skip, rest))
 
     def _finish(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.elu(x, inplace=True), self.dropout, self.training)
-        x = F.elu(dense(x, self.fc2.weight, self.fc2.bias), inplace=True)
+        x = F.dropout(_elu(x), self.dropout, self.training)
+        x = _elu(dense(x, self.fc2.weight, self.fc2.bias))
         return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -191,7 +196,10 @@ class _Messages(torch.autograd.Function):
                 messages = message[first * (n - 1) : last * (n - 1)].unflatten(0, (-1, n - 1))
                 grad_w[first:last] = (messages @ grad[first:last].unsqueeze(2)).squeeze(2)
         grad_send, grad_receive = torch.zeros_like(send.flatten(0, 1)), torch.zeros_like(receive.flatten(0, 1))
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+        # sums over many blocks: in bfloat16 they would lose what each adds
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=exact)
+        grad_bias = weight.new_zeros(len(weight), dtype=exact)
         for first, last in _blocks(active.shape[1]):
             some, receivers, senders = active[:, first:last]
             messages = message.index_select(0, some) if ctx.every else message[first:last]
@@ -207,8 +215,8 @@ class _Messages(torch.autograd.Function):
             grad_send.view_as(send),
             grad_receive.view_as(receive),
             None if grad_w is None else grad_w.view_as(w),
-            grad_weight,
-            grad_bias,
+            grad_weight.to(weight.dtype),
+            grad_bias.to(weight.dtype),
             None,
             None,
             None,
@@ -216,8 +224,10 @@ class _Messages(torch.autograd.Function):
 
 
 def _blocks(total: int, per: int = 1) -> list[tuple[int, int]]:
-    """Split 0..total into ranges of about `_BLOCK` edges, where each number stands for `per` of them."""
-    # of a size that `_as_image` can divide by 16
+    """Split 0..total into ranges of about `_BLOCK` edges, where each number stands for `per` of them.
+
+    A range has a multiple of 16 numbers, so that `dense` can divide it: with many vertices it is larger than asked.
+    """
     size = max(_BLOCK // per // 16, 1) * 16
     return [(first, min(first + size, total)) for first in range(0, total, size)]
 
