@@ -502,10 +502,12 @@ def test_freed_memory_stays_with_the_process_unless_the_user_says_otherwise(give
 import resource, torch
 from aaai23.shell import tune_process
 tune_process()
-for _ in range(6):
+faults = []
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
