@@ -116,7 +116,41 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: Generators =
     return eps.to(like)
 
 
-class GumbelNoiseDistribution(BaseNoiseDistribution):
+class _NormalsTransformed(BaseNoiseDistribution):
+    """A noise that is a function of normal variables, so that the shares of several generators are drawn as one."""
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return independent draws in a tensor of the given shape, always finite. Arguments as in the base class.
+
+        Raises:
+            TypeError: `dtype` is not a floating-point type.
+        """
+        return self._draw(shape, device, dtype, generator)
+
+    def sample_shares(
+        self,
+        shape: Sequence[int],
+        generators: Sequence[torch.Generator],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return draws in which each generator has made an equal share; see the base class."""
+        return self._draw(shape, device, dtype, generators)
+
+    @abstractmethod
+    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
+        """Return the draws; `source`: what `_randn` draws from."""
+
+
+class GumbelNoiseDistribution(_NormalsTransformed):
     """Gumbel noise: with location 0 and scale 1, the MAP of perturbed scores is a draw from their softmax.
 
     Args:
@@ -140,32 +174,6 @@ class GumbelNoiseDistribution(BaseNoiseDistribution):
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale is {scale}; it must be a positive finite number")
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return independent draws in a tensor of the given shape; always finite. Arguments as in the base class.
-
-        Raises:
-            TypeError: `dtype` is not a floating-point type.
-        """
-        return self._draw(shape, device, dtype, generator)
-
-    def sample_shares(
-        self,
-        shape: Sequence[int],
-        generators: Sequence[torch.Generator],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Return draws in which each generator has made an equal share; see the base class."""
-        return self._draw(shape, device, dtype, generators)
-
     def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
         dtype = _floating(dtype)
         where = self.device if device is None else device
@@ -184,7 +192,7 @@ class GumbelNoiseDistribution(BaseNoiseDistribution):
         return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
 
 
-class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
+class SumOfGammaNoiseDistribution(_NormalsTransformed):
     """Sum-of-Gamma noise SoG(k, s), of which k independent draws add up to a Gumbel(0, 1) variable as s grows.
 
     With it, the score ``<z, theta + eps>`` of a state z of k ones carries Gumbel noise, as perturb-and-MAP wants:
@@ -229,32 +237,6 @@ class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
             raise ValueError(f"nb_iterations is {nb_iterations}; it must be at least 1")
         self.k, self.nb_iterations = k, int(nb_iterations)
         self.device = device
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return independent draws in a tensor of the given shape. Arguments as in the base class.
-
-        Raises:
-            TypeError: `dtype` is not a floating-point type.
-        """
-        return self._draw(shape, device, dtype, generator)
-
-    def sample_shares(
-        self,
-        shape: Sequence[int],
-        generators: Sequence[torch.Generator],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Return draws in which each generator has made an equal share; see the base class."""
-        return self._draw(shape, device, dtype, generators)
 
     def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
         dtype = _floating(dtype)
