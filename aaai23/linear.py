@@ -45,7 +45,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     On a CPU it is written as a convolution of width 1, which torch hands to oneDNN: about twice as fast as `linear`
     through MKL on an AMD processor.
     """
-    if x.device.type != "cpu" or x.numel() == 0:
+    if not _goes_to_onednn(x):
         return F.linear(x, weight, bias)
     image = F.conv2d(_as_image(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
     return image.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
@@ -53,14 +53,18 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def dense_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient of W in `dense`, grad^T x, from `[K, k]` and `[K, m]`."""
-    if x.device.type != "cpu" or x.numel() == 0:
+    if not _goes_to_onednn(x):
         return grad.T @ x
     return conv2d_weight(_as_image(x), [grad.shape[1], x.shape[1], 1, 1], _as_image(grad)).flatten(1)
 
 
+def _goes_to_onednn(x: Tensor) -> bool:
+    # compiled for any number of rows, the division into images has no answer
+    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def _as_image(rows: Tensor) -> Tensor:
     """View rows `[K, k]` as channels-last images `[N, k, K/N, 1]`."""
-    # On one thread torch takes oneDNN for 16 images or more, and oneDNN likes few large ones. (Compiled, each number of
-    # rows has a graph of its own; a run has few.)
+    # On one thread torch takes oneDNN for 16 images or more, and oneDNN likes few large ones.
     images = next((n for n in range(16, 64) if len(rows) % n == 0), 1)
     return rows.reshape(images, len(rows) // images, 1, rows.shape[1]).permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ from aaai23.dvae import cli as vae
 from aaai23.errors import UsageError
 from aaai23.l2x import cli as l2x
 from aaai23.l2x.sample import write_sample
+from aaai23.linear import Linear
 from aaai23.nri import cli as nri
 from aaai23.nri.simulate import write
 from tests.test_dvae_cli import write_digits
@@ -167,3 +168,12 @@ def test_compiling_really_compiles_the_networks():
     torch.testing.assert_close(network(x), expected)
     assert counters["stats"]["unique_graphs"] == 1
     assert list(network.state_dict()) == list(networks().state_dict())
+
+
+@pytest.mark.slow
+def test_a_compiled_dense_layer_takes_any_number_of_rows():
+    layer = Linear(6, 4)
+    compiled = torch.compile(layer)
+    for rows in (100, 50, 48, 1):
+        x = torch.randn(rows, 6)
+        torch.testing.assert_close(compiled(x), layer(x))
