@@ -73,6 +73,7 @@ def compare(
     target: float | None = None,
     per_call: int = 0,
     unit: str = "samples",
+    note: str = "",
 ) -> Row:
     """Measure both in turn, `pairs` times, after a warm-up of each.
 
@@ -87,6 +88,7 @@ def compare(
         target: the ratio to stay at or below.
         per_call: samples that one call of ours handles, for samples a second.
         unit: what they are.
+        note: what else to say.
     """
     device = device or torch.device("cpu")
     for function in (ours, reference):
@@ -94,8 +96,8 @@ def compare(
     times = [(milliseconds(ours, device, repeats), milliseconds(reference, device, repeats)) for _ in range(pairs)]
     ours_ms, reference_ms = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(a / b for a, b in times)
-    note = f"{1e3 * per_call / ours_ms:,.0f} {unit}/s" if per_call else ""
-    return Row(case, ours_ms, reference_name, reference_ms, ratio, target, note)
+    rate = f"{1e3 * per_call / ours_ms:,.0f} {unit}/s" if per_call else ""
+    return Row(case, ours_ms, reference_name, reference_ms, ratio, target, ", ".join(filter(None, (rate, note))))
 
 
 def as_table(rows: list[Row]) -> str:
