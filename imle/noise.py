@@ -57,23 +57,6 @@ class BaseNoiseDistribution(ABC):
             generator: source of random numbers on that device; by default torch's global one.
         """
 
-    def sample_shares(
-        self,
-        shape: Sequence[int],
-        generators: Sequence[torch.Generator],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Return draws in which each generator has made an equal share of the first dimension, as `sample` would.
-
-        Raises:
-            ValueError: the first dimension is no multiple of the number of generators.
-        """
-        share = (_share(shape, generators), *shape[1:])
-        draws = [self.sample(share, device=device, dtype=dtype, generator=source) for source in generators]
-        return torch.cat(draws)
-
 
 def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: Generators = None) -> Tensor:
     """Return noise of the given shape with the dtype and on the device of `like`.
@@ -87,21 +70,22 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: Generators =
 
     Raises:
         TypeError: `noise` has no method `sample`, or it returns something else than a tensor.
-        ValueError: the result has another shape, or `noise` cannot use the generator.
+        ValueError: the result has another shape, `noise` cannot use the generator, or the shares are not equal.
 
     Example:
         >>> draw(torch.distributions.Normal(0.0, 1.0), (2, 3), like=torch.zeros(1, dtype=torch.float64)).dtype
         torch.float64
     """
+    if isinstance(generator, Sequence):
+        if not shape or shape[0] % len(generator):
+            raise ValueError(f"{len(generator)} generators cannot draw equal shares of {tuple(shape)}")
+        share = (shape[0] // len(generator), *shape[1:])
+        return torch.cat([draw(noise, share, like, source) for source in generator])
     name = type(noise).__name__
     if not callable(getattr(noise, "sample", None)):
         raise TypeError(f"noise {name} has no method sample(shape); give it one, or use a class of imle.noise")
     if isinstance(noise, BaseNoiseDistribution) and noise._takes_keywords:
-        where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        if isinstance(generator, Sequence):
-            eps = noise.sample_shares(torch.Size(shape), generator, **where)
-        else:
-            eps = noise.sample(torch.Size(shape), generator=generator, **where)
+        eps = noise.sample(torch.Size(shape), device=like.device, dtype=like.dtype, generator=generator)
     elif generator is not None:
         raise ValueError(
             f"noise {name} takes no generator: seed it by torch.manual_seed, or derive it from "
@@ -116,41 +100,7 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: Generators =
     return eps.to(like)
 
 
-class _NormalsTransformed(BaseNoiseDistribution):
-    """A noise that is a function of normal variables, so that the shares of several generators are drawn as one."""
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return independent draws in a tensor of the given shape, always finite. Arguments as in the base class.
-
-        Raises:
-            TypeError: `dtype` is not a floating-point type.
-        """
-        return self._draw(shape, device, dtype, generator)
-
-    def sample_shares(
-        self,
-        shape: Sequence[int],
-        generators: Sequence[torch.Generator],
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Return draws in which each generator has made an equal share; see the base class."""
-        return self._draw(shape, device, dtype, generators)
-
-    @abstractmethod
-    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
-        """Return the draws; `source`: what `_randn` draws from."""
-
-
-class GumbelNoiseDistribution(_NormalsTransformed):
+class GumbelNoiseDistribution(BaseNoiseDistribution):
     """Gumbel noise: with location 0 and scale 1, the MAP of perturbed scores is a draw from their softmax.
 
     Args:
@@ -174,10 +124,22 @@ class GumbelNoiseDistribution(_NormalsTransformed):
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale is {scale}; it must be a positive finite number")
 
-    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return independent draws in a tensor of the given shape; always finite. Arguments as in the base class.
+
+        Raises:
+            TypeError: `dtype` is not a floating-point type.
+        """
         dtype = _floating(dtype)
         where = self.device if device is None else device
-        x, y = (_randn(shape, _computing(dtype), where, source) for _ in range(2))
+        x, y = (torch.randn(shape, dtype=_computing(dtype), device=where, generator=generator) for _ in range(2))
         # -log(E) with E = (x^2 + y^2) / 2, an Exponential variable: fine-grained near 0, so that the upper tail is
         # whole (-log(-log(uniform)) cuts it off), faster than `exponential_`, and at work under vmap as well.
         twice_e = x.mul_(x).add_(y.mul_(y)).clamp_min_(torch.finfo(x.dtype).tiny)
@@ -192,7 +154,7 @@ class GumbelNoiseDistribution(_NormalsTransformed):
         return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
 
 
-class SumOfGammaNoiseDistribution(_NormalsTransformed):
+class SumOfGammaNoiseDistribution(BaseNoiseDistribution):
     """Sum-of-Gamma noise SoG(k, s), of which k independent draws add up to a Gumbel(0, 1) variable as s grows.
 
     With it, the score ``<z, theta + eps>`` of a state z of k ones carries Gumbel noise, as perturb-and-MAP wants:
@@ -238,9 +200,26 @@ class SumOfGammaNoiseDistribution(_NormalsTransformed):
         self.k, self.nb_iterations = k, int(nb_iterations)
         self.device = device
 
-    def _draw(self, shape: Sequence[int], device: Device, dtype: torch.dtype | None, source: Generators) -> Tensor:
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return independent draws in a tensor of the given shape. Arguments as in the base class.
+
+        Raises:
+            TypeError: `dtype` is not a floating-point type.
+        """
         dtype = _floating(dtype)
-        eps = _randn(shape, _computing(dtype), self.device if device is None else device, source)
+        eps = torch.randn(
+            shape,
+            dtype=_computing(dtype),
+            device=self.device if device is None else device,
+            generator=generator,
+        )
         _quantiles_of_scores_(eps, _table(float(self.k), self.nb_iterations, eps.dtype, eps.device))
         return eps.to(dtype)
 
@@ -293,23 +272,6 @@ def _floating(dtype: torch.dtype | None) -> torch.dtype:
 def _computing(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to sample in: bfloat16 and float16 are too coarse for tables and logarithms."""
     return dtype if dtype == torch.float64 else torch.float32
-
-
-def _randn(shape: Sequence[int], dtype: torch.dtype, device: Device, source: Generators) -> Tensor:
-    """Return normal numbers from one generator, or from several for equal shares of the first dimension."""
-    if not isinstance(source, Sequence):
-        return torch.randn(shape, dtype=dtype, device=device, generator=source)
-    _share(shape, source)
-    x = torch.empty(shape, dtype=dtype, device=device)
-    for share, generator in zip(x.tensor_split(len(source)), source, strict=True):
-        share.normal_(generator=generator)
-    return x
-
-
-def _share(shape: Sequence[int], generators: Sequence[torch.Generator]) -> int:
-    if not shape or shape[0] % len(generators):
-        raise ValueError(f"{len(generators)} generators cannot draw equal shares of {tuple(shape)}")
-    return shape[0] // len(generators)
 
 
 def _quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
