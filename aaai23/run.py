@@ -228,9 +228,10 @@ class Run:
         self._write()
         self._tracker.summarise(self.record["final"])
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException | None) -> None:
         """Say that the run has failed, and why; what was logged stays."""
-        self.record.update(status="failed", error=one_line(error))
+        reason = "ended before its final figures" if error is None else one_line(error)
+        self.record.update(status="failed", error=reason)
         self._write()
 
     def __exit__(
@@ -239,9 +240,7 @@ class Run:
         """Write how the run ended, and close W&B's run, which prints its summary."""
         try:
             if self.record["status"] == "running":
-                reason = "ended before its final figures" if error is None else one_line(error)
-                self.record.update(status="failed", error=reason)
-                self._write()
+                self.fail(error)
         except (UsageError, OSError):
             if error is None:
                 raise  # else the first error is the one to show

@@ -15,8 +15,7 @@ _LOGGER = logging.getLogger(__name__)
 _INIT_SECONDS = 30.0  # then a run that cannot reach the server goes on offline
 _FINISH_SECONDS = 120.0  # then what is not uploaded stays in the run's folder, for `wandb sync`
 
-
-_open: set["Tracker"] = set()
+_open: set["Tracker"] = set()  # those whose runs are open in this process
 
 
 def wandb_mode() -> str:

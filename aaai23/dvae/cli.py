@@ -55,7 +55,7 @@ def _add_task_arguments(result: ArgumentParser) -> None:
         "--parallel-seeds",
         type=positive_int,
         default=1,
-        help="train this many seeds from --seed on as one batched model",
+        help="train this many seeds, from --seed on, as one batched model; on GPUs, where it pays",
     )
 
 
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from aaai23.dvae.data import load  # torch and its friends load only when there is work to do
     from aaai23.dvae.seeds import run_seeds
-    from aaai23.dvae.train import NOT_COMPARED, run_seed, settings_of
+    from aaai23.dvae.train import NOT_COMPARED, run_seed, settings_of, test_line
     from aaai23.run import select_device
 
     device = select_device(args.device)
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         if final is None:
             jobs.append((of_seed, record_path(args.results_dir, "vae", args.name, seed).with_suffix(".pt")))
         else:
-            log.info(f"Average Test Loss: {final['test_loss']:.5f}")
+            log.info(test_line(final))
     if args.parallel_seeds > 1:
         run_seeds(jobs, data, device, log)
     else:
