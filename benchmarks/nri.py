@@ -60,7 +60,11 @@ class Network(nn.Module):
 
 def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
     """Return the step of T = 10, forward differences."""
-    model, inputs = Network(_aimle()).to(device).train(), _inputs(device)
+    return _step(_aimle(), _inputs(device))
+
+
+def _step(layer: nn.Module, inputs: Tensor, plain: bool = False) -> Callable[[], None]:
+    model = Network(layer, plain).to(inputs.device).train()
     return training_step(model, lambda: model(inputs))
 
 
@@ -73,11 +77,6 @@ def run(device: torch.device) -> list[Row]:
     """Measure T = 10, forward differences."""
     inputs = _inputs(device)
     trees = spanning_tree_edges(torch.randn(BATCH, VERTICES * (VERTICES - 1) // 2, device=device))
-
-    def step(layer: nn.Module, plain: bool = False):
-        model = Network(layer, plain).to(device).train()
-        return training_step(model, lambda: model(inputs))
-
     ours = training_step_of_the_paper(device)
     name = "NRI T=10 step, forward"
     return [
@@ -85,18 +84,18 @@ def run(device: torch.device) -> list[Row]:
             name,
             ours,
             "floor, repeated theta",
-            step(Repeat(1)),
+            _step(Repeat(1), inputs),
             device,
             pairs=7,
             target=1.05,
             note=peak_of_step("nri", device),
         ),
-        compare(name, ours, "floor, the same trees", step(HardGraph(trees)), device, pairs=9, target=1.05),
+        compare(name, ours, "floor, the same trees", _step(HardGraph(trees), inputs), device, pairs=9, target=1.05),
         compare(
             name,
             ours,
             "plain networks",
-            step(_aimle(), True),
+            _step(_aimle(), inputs, plain=True),
             device,
             pairs=5,
             target=1 / 3,

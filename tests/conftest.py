@@ -24,3 +24,9 @@ def no_waiting(monkeypatch):
             monkeypatch.setattr(f"{module}.host_may_wait", lambda x: False)
 
     return switch_on
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Spare the time that the VAE takes to draw, where a test looks at other things."""
+    monkeypatch.setattr("aaai23.dvae.train.Session.draw", lambda session: None)

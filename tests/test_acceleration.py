@@ -44,11 +44,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def run(data, tmp_path, monkeypatch):
+def run(data, tmp_path, monkeypatch, no_pictures):
     """Run a script in this process; returns the run's record."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("aaai23.nri.train.draw_pictures", lambda *_: None)
-    monkeypatch.setattr("aaai23.dvae.train.Session.draw", lambda session: None)
 
     def run_here(task, *flags, name=None):
         script, line = SCRIPTS[task]

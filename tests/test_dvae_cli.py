@@ -77,12 +77,6 @@ def run(capsys):
     return run_here
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Spare the time to draw, where a test looks at other things."""
-    monkeypatch.setattr("aaai23.dvae.train.Session.draw", lambda session: None)
-
-
 def start(arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "cli/torch-vae-cli.py"), *arguments]

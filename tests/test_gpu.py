@@ -160,23 +160,21 @@ def test_seeds_side_by_side_are_each_what_they_are_alone_and_never_wait(method):
     order = torch.stack([torch.randperm(16) for _ in range(3)]).to(GPU)
     models = [vae_train.build(args) for _ in range(3)]
 
-    def losses(model, batches):
+    def losses(model, batches, guard):
         optimiser = vae_train.new_optimiser(model)
-        with contextlib.nullcontext() if alone else nothing_may_wait():
+        with guard:
             return vae_train.train_epoch(model, optimiser, images, batches, [1.0] * len(batches), "Epoch")
 
     def generators():
         return [torch.Generator(GPU).manual_seed(seed) for seed in range(3)]
 
-    alone = True
     expected = []
     for seed, (model, source) in enumerate(zip(models, generators(), strict=True)):
         one = copy.deepcopy(model)
         one.layer = vae_train.build_layer(args, [source])
-        expected.append(losses(one.to(GPU), list(order[seed].split(8))))
-    alone = False
+        expected.append(losses(one.to(GPU), list(order[seed].split(8)), contextlib.nullcontext()))
     together = stack(models, vae_train.build_layer(args, generators())).to(GPU)
-    found = losses(together, list(order.split(8, dim=1)))
+    found = losses(together, list(order.split(8, dim=1)), nothing_may_wait())
     # rounding may tip single choices of the solver from the second step on
     torch.testing.assert_close(found[0], torch.stack(expected, dim=1)[0], rtol=1e-4, atol=0)
     torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-2, atol=0)

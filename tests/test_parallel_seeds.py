@@ -34,11 +34,6 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("aaai23.dvae.train.Session.draw", lambda session: None)
-
-
-@pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Let the script take --parallel-seeds on the CPU as well."""
     check = cli.check_parallel_seeds
@@ -89,8 +84,22 @@ def read(tmp_path):
     return read_here
 
 
+@pytest.fixture
+def spoil(monkeypatch):
+    """Return a function that makes the losses of some seeds NaN."""
+    find_figures = train.Session.training_figures
+
+    def spoil_seeds(seeds):
+        def spoiled(session, losses):
+            return find_figures(session, losses * torch.nan if session.args.seed in seeds else losses)
+
+        monkeypatch.setattr(train.Session, "training_figures", spoiled)
+
+    return spoil_seeds
+
+
 def assert_same_state(ours, theirs):
-    """The same network, optimiser, adaptive state and random state, to the last bit; optimiser and all."""
+    """The same network, optimiser, adaptive state and random state, to the last bit."""
     assert ours["model"].keys() == theirs["model"].keys()
     for name, value in theirs["model"].items():
         assert torch.equal(ours["model"][name], value), name
@@ -190,8 +199,8 @@ def test_a_seed_that_breaks_fails_alone(alone, together, read, monkeypatch):
         assert_same_state(state, expected)
 
 
-def test_the_record_of_a_broken_seed_says_so(together, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Session, "training_figures", only_first_seed_survives(train.Session.training_figures))
+def test_the_record_of_a_broken_seed_says_so(together, tmp_path, spoil):
+    spoil(SEEDS[1:])
     code, _, err = together()
     assert code == 1 and "2 of 3 seeds failed" in err
     records = [json.loads((tmp_path / f"together/results/vae/n/seed{seed}.json").read_text()) for seed in SEEDS]
@@ -199,24 +208,12 @@ def test_the_record_of_a_broken_seed_says_so(together, tmp_path, monkeypatch):
     assert "the loss is not finite" in records[1]["error"] and records[1]["history"] == []
 
 
-def test_a_seed_that_has_to_go_alone_and_breaks_leaves_the_others_alone(run, together, read, monkeypatch):
+def test_a_seed_that_has_to_go_alone_and_breaks_leaves_the_others_alone(run, together, read, spoil):
     assert run("parts", "--seed", str(SEEDS[0]), "-e", "1")[0] == 0
-    find_figures = train.Session.training_figures
-
-    def spoiled(session, losses):
-        return find_figures(session, losses * torch.nan if session.args.seed == SEEDS[0] else losses)
-
-    monkeypatch.setattr(train.Session, "training_figures", spoiled)
+    spoil(SEEDS[:1])
     code, _, err = together("-e", "2", "--resume", folder="parts")
     assert code == 1 and f"1 of 3 seeds failed, the others are finished; seed {SEEDS[0]}" in err
     assert [read("parts", seed)[0]["status"] for seed in SEEDS] == ["failed", "finished", "finished"]
-
-
-def only_first_seed_survives(training_figures):
-    def spoiled(session, losses):
-        return training_figures(session, losses if session.args.seed == SEEDS[0] else losses * torch.nan)
-
-    return spoiled
 
 
 def test_a_stack_of_layers_is_each_of_them_on_its_own_rows():
