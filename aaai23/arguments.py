@@ -47,7 +47,7 @@ def add_run_arguments(
     device: str = "auto",
     results_dir: str = "results",
 ) -> None:
-    """Add the flags of a run to `parser`: data, seed, name, resuming, device, precision, compiling, results.
+    """Add the flags of a run to `parser`: data, seed, name, resuming, device, precision, results.
 
     Args:
         parser: the task's parser.
@@ -63,7 +63,6 @@ def add_run_arguments(
     add("--resume", action="store_true", help="continue from the checkpoint, skip what is finished")
     add("--device", choices=("auto", "cpu", "cuda"), default=device, help="where to compute")
     add("--precision", choices=("float32", "bf16", "tf32"), default="float32", help="of the networks; tf32: GPUs alone")
-    add("--compile", action="store_true", help="compile the networks, half a minute at the start; does not pay on CPUs")
     add("--results-dir", type=Path, default=Path(results_dir), help="folder of all records")
 
 

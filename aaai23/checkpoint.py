@@ -47,30 +47,16 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def random_state(generator: torch.Generator | None = None) -> dict[str, Any]:
-    """Return the states of the global generators: Python's, numpy's if in use, torch's on the CPU and all GPUs.
-
-    Args:
-        generator: what the run draws from in place of torch's own on that device.
-    """
+def random_state() -> dict[str, Any]:
+    """Return the states of the global generators: Python's, numpy's if in use, torch's on the CPU and all GPUs."""
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": []}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
-    if generator is not None and generator.device.type == "cuda":
-        state["cuda"] = [generator.get_state()]
-    elif generator is not None:
-        state["torch"] = generator.get_state()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         algorithm, keys, *rest = numpy.random.get_state()
         state["numpy"] = [algorithm, keys.tolist(), *rest]  # torch.load refuses arrays
     return state
-
-
-def generator_like_torchs(device: torch.device) -> torch.Generator:
-    """Return a generator that goes on as torch's own on that device would."""
-    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return torch.Generator(device).set_state(state)
 
 
 def set_random_state(state: dict[str, Any]) -> None:

@@ -4,9 +4,6 @@ torch's `linear` goes to MKL, which on AMD processors reaches about half of what
 convolutions to oneDNN. So on a CPU a dense layer is a convolution of width 1 here.
 """
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
@@ -18,25 +15,6 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map `[..., in_features]` to `[..., out_features]`."""
         return dense(input, self.weight, self.bias)
-
-
-class StackedLinear(nn.Module):
-    """Several `Linear` layers of one size side by side, as one: each sees its own rows with its own weights.
-
-    Args:
-        layers: R layers; their weights are copied.
-    """
-
-    def __init__(self, layers: Sequence[nn.Linear]):
-        super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map `[R, rows, in_features]` to `[R, rows, out_features]`."""
-        if input.device.type == "cpu":  # one by one, to the last digit what each of them alone would give
-            return torch.stack([dense(x, w, b) for x, w, b in zip(input, self.weight, self.bias, strict=True)])
-        return torch.baddbmm(self.bias.unsqueeze(1), input, self.weight.mT)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,8 +37,7 @@ def dense_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _goes_to_onednn(x: Tensor) -> bool:
-    # compiled for any number of rows, the division into images has no answer
-    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def _as_image(rows: Tensor) -> Tensor:

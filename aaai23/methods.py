@@ -7,11 +7,11 @@ A method is built around a solver. It is a module: theta `[B, ...]` -> z `[B*S, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from aaai23.relaxations import concrete_max, softsub, sst_k_subset
 from imle.aimle import aimle
@@ -40,8 +40,6 @@ class Options:
         beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
         subset_size: K of the relaxations of subsets.
         relaxation_temperature: of the relaxations; lower is closer to discrete and has gradients of larger variance.
-        generators: sources of the noise of as many groups of the batch, each with its own beta; None: torch's, and
-            one group.
     """
 
     noise: str = "sog"
@@ -58,12 +56,6 @@ class Options:
     target_norm: float = 1.0
     subset_size: int = 1
     relaxation_temperature: float = 0.1
-    generators: Sequence[Generator] | None = None
-
-    @property
-    def groups(self) -> int:
-        """The number of groups of a batch."""
-        return 1 if self.generators is None else len(self.generators)
 
 
 NOISES: dict[str, Callable[[int], Any]] = {
@@ -82,7 +74,6 @@ TARGETS: dict[str, Callable[[Options], BaseTargetDistribution]] = {
         beta_update_step=options.beta_update_step,
         beta_update_momentum=options.beta_update_momentum,
         target_norm=options.target_norm,
-        groups=options.groups,
     ),
 }
 
@@ -94,8 +85,6 @@ def _perturbation(options: Options) -> dict[str, Any]:
         "nb_samples": options.samples,
         "theta_noise_temperature": options.theta_temperature,
         "target_noise_temperature": options.target_temperature,
-        "generator": options.generators,
-        "groups": options.groups,
     }
 
 
@@ -112,9 +101,7 @@ def imle_layer(solver: Solver, options: Options) -> nn.Module:
 def imle_topk_layer(solver: Solver, options: Options) -> nn.Module:
     """I-MLE with the settings published for learning to explain: Sum-of-Gamma, temperatures 10, lambda 1000."""
     published = Options(noise="sog", theta_temperature=10.0, target_temperature=10.0, perturbation_size=1000.0)
-    return imle_layer(
-        solver, replace(published, noise_k=options.noise_k, samples=options.samples, generators=options.generators)
-    )
+    return imle_layer(solver, replace(published, noise_k=options.noise_k, samples=options.samples))
 
 
 def ste_layer(solver: Solver, options: Options) -> nn.Module:
@@ -126,8 +113,6 @@ def ste_layer(solver: Solver, options: Options) -> nn.Module:
             noise_distribution=noise,
             noise_temperature=options.theta_temperature,
             nb_samples=options.samples,
-            generator=options.generators,
-            groups=options.groups,
         ),
     )
 
@@ -180,5 +165,5 @@ SUBSET_METHODS: dict[str, Callable[[Solver, Options], nn.Module]] = {
 
 
 def beta_of(layer: nn.Module) -> float | None:
-    """Return the perturbation size that the layer (of one group) works with now, None if its method has none."""
+    """Return the perturbation size that the layer works with now, None if its method has none."""
     return getattr(getattr(layer, "target_distribution", None), "beta", None)

@@ -23,7 +23,7 @@ from aaai23.errors import UsageError
 FORMAT = 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a write that failed because there is no room; no fault of the path."""
-NOT_SETTINGS = ("seed", "name", "resume", "device", "results_dir", "debug", "parallel_seeds")
+NOT_SETTINGS = ("seed", "name", "resume", "device", "results_dir", "debug")
 """Flags that say how or where to run, not what is computed: no part of a run's default name."""
 NOT_COMPARED = (*NOT_SETTINGS, "data_dir")
 """Flags that may differ between two starts of one run; the data may have moved in between."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from aaai23.errors import UsageError
-from imle.noise import Generators, GumbelNoiseDistribution, draw
+from imle.noise import GumbelNoiseDistribution, draw
 
 # Stands for log 0. Finite, because the derivative of logsumexp at a row of infinities is not a number.
 _LOG_ZERO = -1e30
@@ -24,7 +24,9 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard.detach() + (soft - soft.detach())
 
 
-def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, generator: Generators = None) -> Tensor:
+def gumbel_softmax(
+    logits: Tensor, temperature: float, hard: bool = False, generator: Generator | None = None
+) -> Tensor:
     """Sample a relaxed one-hot vector for each row of logits.
 
     Reference: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017; Maddison, Mnih, Teh,
@@ -34,7 +36,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, gener
         logits: unnormalised log-probabilities, [..., N].
         temperature: positive; lower is closer to one-hot and has gradients of larger variance.
         hard: return the one-hot vector of the largest entry, with the gradient of the relaxed one.
-        generator: source of the noise; torch's own when None; of several, each makes an equal share of the rows.
+        generator: source of the noise; torch's own when None.
 
     Returns:
         Samples of total mass 1, [..., N].
@@ -204,7 +206,7 @@ def _check_temperature(temperature: float) -> None:
         raise UsageError(f"the temperature of a relaxation must be positive, got {temperature}")
 
 
-def _perturbed(logits: Tensor, generator: Generators) -> Tensor:
+def _perturbed(logits: Tensor, generator: Generator | None) -> Tensor:
     return logits + draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
 
 

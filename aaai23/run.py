@@ -21,7 +21,6 @@ from torch import Tensor
 
 from aaai23.acceleration import accelerate
 from aaai23.checkpoint import (
-    generator_like_torchs,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -53,7 +52,6 @@ __all__ = [
     "comparable",
     "configure_logging",
     "epoch_order",
-    "generator_like_torchs",
     "is_finished",
     "load_checkpoint",
     "loss_values",

@@ -1,4 +1,4 @@
-"""The training step of the discrete VAE at the mission's command, against its floors, and many seeds against one."""
+"""The training step of the discrete VAE at the mission's command, against its floors."""
 
 import functools
 from collections.abc import Callable
@@ -6,14 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from aaai23.dvae.model import DiscreteVAE, losses, stack, training_loss
+from aaai23.dvae.model import DiscreteVAE, losses, training_loss
 from aaai23.methods import METHODS, Options
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
 from imle.solvers import select_k
 
 BATCH, PIXELS, SAMPLES, M, N, K = 100, 784, 10, 20, 20, 10
-SEEDS = 10
 
 
 def run(device: torch.device) -> list[Row]:
@@ -38,7 +37,7 @@ def run(device: torch.device) -> list[Row]:
     if device.type == "cpu":
         plain = _step(_with_torchs_linear(_model(Repeat(SAMPLES))), images)
         rows.append(compare(name, step, "floor, torch's linear layers", plain, device, pairs=15))
-    return [*rows, _seeds(step, device)]
+    return rows
 
 
 def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
@@ -46,7 +45,7 @@ def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
     return _step(_model(_aimle()), torch.rand(BATCH, PIXELS, device=device))
 
 
-def _aimle(generators: list[torch.Generator] | None = None) -> nn.Module:
+def _aimle() -> nn.Module:
     options = Options(
         noise="sog",
         noise_k=K,
@@ -56,7 +55,6 @@ def _aimle(generators: list[torch.Generator] | None = None) -> nn.Module:
         perturbation_size=0.5,
         beta_update_step=1e-3,
         target_norm=10.0,
-        generators=generators,
     )
     return METHODS["aimle"](functools.partial(select_k, k=K), options)
 
@@ -76,31 +74,11 @@ def _with_torchs_linear(model: DiscreteVAE) -> DiscreteVAE:
     return model
 
 
-def _seeds(step: Callable[[], None], device: torch.device) -> Row:
-    """Measure SEEDS seeds as one batched model against one seed."""
-    generators = [torch.Generator(device).manual_seed(seed) for seed in range(SEEDS)]
-    together = stack([_model(_aimle()) for _ in generators], _aimle(generators))
-    images = torch.rand(SEEDS, BATCH, PIXELS, device=device)
-    target = 2.5 if device.type == "cuda" else None
-    name = f"VAE step, {SEEDS} seeds side by side"
-    return compare(
-        name,
-        _step(together, images),
-        "one seed",
-        step,
-        device,
-        pairs=7,
-        target=target,
-        per_call=SEEDS * BATCH,
-        unit="images",
-    )
-
-
 def _step(model: DiscreteVAE, images: torch.Tensor) -> Callable[[], None]:
     model.to(images.device).train()
 
     def loss() -> torch.Tensor:
         logits, reconstruction_logits = model(images)
-        return training_loss(*losses(logits, reconstruction_logits, images)).view(images.shape[:-1]).mean(-1).sum()
+        return training_loss(*losses(logits, reconstruction_logits, images)).mean()
 
     return training_step(model, loss)

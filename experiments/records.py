@@ -15,7 +15,7 @@ OTHER_FILES = ("train_config.json",)
 """JSON that the tasks write beside their records."""
 NOT_SETTINGS = {
     *("seed", "name", "resume", "device", "results_dir", "debug", "data_dir", "checkpoint", "reruns"),
-    *("parallel_seeds", "mode", "cuda", "verbose", "experiments_folder", "experiment_name", "add_timestamp"),
+    *("mode", "cuda", "verbose", "experiments_folder", "experiment_name", "add_timestamp"),
     *("use_cpp_for_sampling", "use_cpp_for_edge_metric", "eps_for_finitediff"),
 }
 """Settings that say how or where a run ran, not what it computed."""

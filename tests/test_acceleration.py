@@ -1,4 +1,4 @@
-"""Precision and compiling: what they change, what they leave, and what each task makes of them."""
+"""Precision: what it changes, what it leaves, and what each task makes of it."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from aaai23.dvae import cli as vae
 from aaai23.errors import UsageError
 from aaai23.l2x import cli as l2x
 from aaai23.l2x.sample import write_sample
-from aaai23.linear import Linear
 from aaai23.nri import cli as nri
 from aaai23.nri.simulate import write
 from tests.test_dvae_cli import write_digits
@@ -69,13 +68,13 @@ def networks():
 def test_by_default_networks_are_left_as_they_are():
     network = networks()
     before = dict(vars(network))
-    accelerate([network], "float32", False, CPU)
+    accelerate([network], "float32", CPU)
     assert vars(network) == before and "forward" not in before
 
 
 def test_bf16_rounds_inside_and_returns_float32():
     exact, rounded, x = networks(), networks(), torch.randn(5, 8)
-    accelerate([rounded], "bf16", False, CPU)
+    accelerate([rounded], "bf16", CPU)
     seen = []
     rounded[2].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     y = rounded(x)
@@ -91,7 +90,7 @@ def test_bf16_rounds_inside_and_returns_float32():
 def test_weights_keep_their_names_and_types():
     network = networks()
     names = list(network.state_dict())
-    accelerate([network], "bf16", False, CPU)
+    accelerate([network], "bf16", CPU)
     assert list(network.state_dict()) == names
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
 
@@ -99,34 +98,24 @@ def test_weights_keep_their_names_and_types():
 def test_tf32_is_refused_where_it_does_not_exist():
     before = torch.get_float32_matmul_precision()
     with pytest.raises(UsageError, match="--precision tf32 exists on GPUs alone"):
-        accelerate([networks()], "tf32", False, CPU)
+        accelerate([networks()], "tf32", CPU)
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_without_a_compiler_the_error_is_one_line(monkeypatch):
-    def broken(function):
-        raise RuntimeError("No working C++ compiler found in\n torch._inductor.config")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(UsageError, match=r"No working C\+\+ compiler found in torch.*leave --compile out") as caught:
-        accelerate([networks()], "float32", True, CPU)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("script", [script for script, _ in SCRIPTS.values()])
-def test_names_change_with_precision_and_compile(script):
+def test_names_change_with_the_precision(script):
     def name(*flags):
         return default_name(vars(script.parser().parse_args(flags)), "x", script.NOT_IN_NAME)
 
     assert name() == name("--precision", "float32")
-    assert len({name(), name("--precision", "bf16"), name("--compile"), name("--precision", "bf16", "--compile")}) == 4
+    assert name() != name("--precision", "bf16")
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
 def test_an_epoch_in_bf16_has_nearly_the_loss_of_one_in_float32(run, task):
     exact, rounded = run(task), run(task, "--precision", "bf16")
     assert exact["config"]["precision"] == "float32" and rounded["config"]["precision"] == "bf16"
-    assert rounded["status"] == "finished" and rounded["config"]["compile"] is False
+    assert rounded["status"] == "finished"
     a, b = (record["history"][-1][LOSS[task]] for record in (exact, rounded))
     assert a != b and math.isclose(a, b, rel_tol=0.05)
 
@@ -143,36 +132,3 @@ def test_tf32_on_a_cpu_is_refused_before_a_record_is_written(run, task):
     with pytest.raises(UsageError, match="tf32"):
         run(task, "--precision", "tf32")
     assert not Path("results").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "task, precision", [("l2x", "float32"), ("vae", "float32"), ("vae", "bf16"), ("nri", "float32")]
-)
-def test_a_compiled_run_agrees_with_one_as_it_is(run, task, precision):
-    plain, compiled = (run(task, "--precision", precision, *flags) for flags in ([], ["--compile"]))
-    assert compiled["config"]["compile"] is True and compiled["status"] == "finished"
-    a, b = (record["history"][-1][LOSS[task]] for record in (plain, compiled))
-    assert math.isclose(a, b, rel_tol=1e-3 if precision == "float32" else 0.05)
-
-
-@pytest.mark.slow
-def test_compiling_really_compiles_the_networks():
-    from torch._dynamo.utils import counters
-
-    network, x = networks(), torch.randn(5, 8)
-    expected = network(x)
-    accelerate([network], "float32", True, CPU)
-    counters.clear()
-    torch.testing.assert_close(network(x), expected)
-    assert counters["stats"]["unique_graphs"] == 1
-    assert list(network.state_dict()) == list(networks().state_dict())
-
-
-@pytest.mark.slow
-def test_a_compiled_dense_layer_takes_any_number_of_rows():
-    layer = Linear(6, 4)
-    compiled = torch.compile(layer)
-    for rows in (100, 50, 48, 1):
-        x = torch.randn(rows, 6)
-        torch.testing.assert_close(compiled(x), layer(x))

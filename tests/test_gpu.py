@@ -1,7 +1,6 @@
 """What needs a GPU to be seen: training steps that never wait for the host, and results that agree with the CPU's."""
 
 import contextlib
-import copy
 import functools
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from aaai23.acceleration import accelerate
 from aaai23.dvae import train as vae_train
 from aaai23.dvae.cli import parser as vae_parser
-from aaai23.dvae.model import stack
 from aaai23.l2x import train as l2x_train
 from aaai23.l2x.cli import parser as l2x_parser
 from aaai23.nri import cli as nri_cli
@@ -60,7 +58,7 @@ def l2x_epoch(device, line):
     embedding = torch.randn(50, 200)
     embedding[0] = 0
     model = l2x_train.build(args, embedding).to(device)
-    accelerate((model.selector, model.predictor), args.precision, args.compile, device)
+    accelerate((model.selector, model.predictor), args.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
     tokens = torch.randint(1, 50, (16, 30))
     tokens[:8, :20] = 0
@@ -75,7 +73,7 @@ def vae_epoch(device, line):
     args = vae_parser().parse_args(f"{line} {small}".split())
     torch.manual_seed(0)
     model = vae_train.build(args).to(device)
-    accelerate((model.encoder, model.decoder), args.precision, args.compile, device)
+    accelerate((model.encoder, model.decoder), args.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     images = torch.randint(256, (16, 64), dtype=torch.uint8).to(device)
     batches = list(torch.arange(16).to(device).split(8))
@@ -150,34 +148,6 @@ def test_the_first_loss_agrees_with_that_of_the_cpu(monkeypatch, task, precision
 def draw_on_the_cpu(noise, shape, like, generator=None):
     """Return the same numbers on every device."""
     return noise.sample(shape, device="cpu", dtype=like.dtype, generator=generator).to(like)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_seeds_side_by_side_are_each_what_they_are_alone_and_never_wait(method):
-    small = "--input-dim 64 --code-m 4 --code-n 8 --select-k 3 --imle-samples 2 --imle-temperature 1"
-    args = vae_parser().parse_args(f"{METHODS[method]} {small}".split())
-    images = torch.randint(256, (16, 64), dtype=torch.uint8).to(GPU)
-    order = torch.stack([torch.randperm(16) for _ in range(3)]).to(GPU)
-    models = [vae_train.build(args) for _ in range(3)]
-
-    def losses(model, batches, guard):
-        optimiser = vae_train.new_optimiser(model)
-        with guard:
-            return vae_train.train_epoch(model, optimiser, images, batches, [1.0] * len(batches), "Epoch")
-
-    def generators():
-        return [torch.Generator(GPU).manual_seed(seed) for seed in range(3)]
-
-    expected = []
-    for seed, (model, source) in enumerate(zip(models, generators(), strict=True)):
-        one = copy.deepcopy(model)
-        one.layer = vae_train.build_layer(args, [source])
-        expected.append(losses(one.to(GPU), list(order[seed].split(8)), contextlib.nullcontext()))
-    together = stack(models, vae_train.build_layer(args, generators())).to(GPU)
-    found = losses(together, list(order.split(8, dim=1)), nothing_may_wait())
-    # rounding may tip single choices of the solver from the second step on
-    torch.testing.assert_close(found[0], torch.stack(expected, dim=1)[0], rtol=1e-4, atol=0)
-    torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-2, atol=0)
 
 
 def symmetric(weights):

@@ -749,7 +749,6 @@ def test_the_shared_flags_have_their_defaults_and_are_read():
         "resume": False,
         "device": "auto",
         "precision": "float32",
-        "compile": False,
         "results_dir": Path("results"),
     }
     text = "-e 2 --data-dir d --seed 7 --name n --resume --device cpu --results-dir r"

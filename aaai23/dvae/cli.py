@@ -20,8 +20,6 @@ from aaai23.shell import configure_logging, run_cli
 if TYPE_CHECKING:
     import logging
 
-    import torch
-
     from aaai23.dvae.data import MNIST
 
 SCRIPT = "torch-vae-cli.py"
@@ -51,12 +49,6 @@ def _add_task_arguments(result: ArgumentParser) -> None:
     add("--code-m", type=positive_int, default=20, help="rows of a code")
     add("--code-n", type=positive_int, default=20, help="entries of a row")
     add("--max-iterations", type=positive_int, help="end training after this many steps")
-    add(
-        "--parallel-seeds",
-        type=positive_int,
-        default=1,
-        help="train this many seeds, from --seed on, as one batched model; on GPUs, where it pays",
-    )
 
 
 def _add_method_arguments(result: ArgumentParser) -> None:
@@ -123,21 +115,6 @@ def finished_figures(args: Namespace, config: dict[str, Any], ignore: tuple[str,
     return record["final"] if record["config"]["epochs"] >= args.epochs else None
 
 
-def check_parallel_seeds(args: Namespace, device: torch.device) -> None:
-    """Refuse several seeds in one process where separate processes are faster.
-
-    Raises:
-        UsageError: says what to do.
-    """
-    if args.parallel_seeds > 1 and device.type == "cpu":
-        raise UsageError(
-            f"--parallel-seeds {args.parallel_seeds} pays on a GPU alone, and this is a cpu: run one process for each "
-            "seed, with OMP_NUM_THREADS=1 and one for each core at a time"
-        )
-    if args.seed + args.parallel_seeds > 2**32:
-        raise UsageError(f"--seed {args.seed} leaves no room for {args.parallel_seeds} seeds below 4294967296")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train and measure."""
     args = parser().parse_args(argv)
@@ -148,30 +125,20 @@ def main(argv: list[str] | None = None) -> int:
     warn(args, log)
 
     from aaai23.dvae.data import load  # torch and its friends load only when there is work to do
-    from aaai23.dvae.seeds import run_seeds
     from aaai23.dvae.train import NOT_COMPARED, run_seed, settings_of, test_line
     from aaai23.run import select_device
 
     device = select_device(args.device)
-    check_parallel_seeds(args, device)
     data = load(args.data_dir, device)
     check_data(args, data)
     if data.sample_data:
         log.info(f"{args.data_dir} holds sample data, a stand-in for MNIST: no figure below is a published one")
-    jobs = []
-    for seed in range(args.seed, args.seed + args.parallel_seeds):
-        of_seed = Namespace(**{**vars(args), "seed": seed})
-        final = finished_figures(of_seed, settings_of(of_seed, data), NOT_COMPARED) if args.resume else None
-        if final is None:
-            jobs.append((of_seed, record_path(args.results_dir, "vae", args.name, seed).with_suffix(".pt")))
-        else:
-            log.info(test_line(final))
-    if args.parallel_seeds > 1:
-        run_seeds(jobs, data, device, log)
+    path = record_path(args.results_dir, "vae", args.name, args.seed).with_suffix(".pt")
+    final = finished_figures(args, settings_of(args, data), NOT_COMPARED) if args.resume else None
+    if final is None:
+        run_seed(args, data, path, device, log)
     else:
-        for of_seed, checkpoint in jobs:
-            run_seed(of_seed, data, checkpoint, device, log)
-    if not jobs:
+        log.info(test_line(final))
         log.info("Experiment completed.")
     return 0
 

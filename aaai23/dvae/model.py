@@ -1,19 +1,16 @@
 """The discrete variational autoencoder, and its losses.
 
 Shapes: B images, P pixels, S samples, M rows of N logits. A row is one instance of the solver; M*N bits are a code.
-R models that train side by side, see `stack`, take images `[R, B, P]` and count their results on, model after model.
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from aaai23.linear import Linear, StackedLinear
+from aaai23.linear import Linear
 from aaai23.relaxations import gumbel_softmax
-from imle.noise import Generators
 
 HIDDEN = (512, 256)
 ANNEAL_EVERY = 1000  # batches
@@ -41,24 +38,9 @@ class DiscreteVAE(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B*M, N] and reconstruction logits [B*S, P] of images in [0, 1], [B, P]."""
-        models = images.shape[:-2]
         logits = self.encoder(images).view(-1, self.code_n)
-        codes = join_rows(self.layer(logits), images.shape[:-1].numel(), self.code_m)
-        return logits, self.decoder(codes.view(*models, -1, codes.shape[-1])).flatten(0, -2)
-
-
-def stack(models: Sequence[DiscreteVAE], layer: nn.Module) -> DiscreteVAE:
-    """Return R models of one size as one, which computes with a copy of each one's weights and all with one layer.
-
-    Its `state_dict()` has the names of theirs, and R values under each.
-    """
-    first = models[0]
-    result = DiscreteVAE(first.input_dim, first.code_m, first.code_n, layer)
-    for part in ("encoder", "decoder"):
-        for i, module in enumerate(getattr(first, part)):
-            if isinstance(module, nn.Linear):
-                getattr(result, part)[i] = StackedLinear([getattr(model, part)[i] for model in models])
-    return result
+        codes = join_rows(self.layer(logits), len(images), self.code_m)
+        return logits, self.decoder(codes)
 
 
 class GumbelSoftmaxLayer(nn.Module):
@@ -68,10 +50,10 @@ class GumbelSoftmaxLayer(nn.Module):
         temperature: positive; lower is closer to one-hot. An attribute, for a schedule to set.
         hard: return one-hot vectors, with the gradient of the relaxed ones.
         samples: samples of each row [S].
-        generator: source of the noise; torch's own when None; of several, each makes an equal share of the rows.
+        generator: source of the noise; torch's own when None.
     """
 
-    def __init__(self, temperature: float, hard: bool = False, samples: int = 1, generator: Generators = None):
+    def __init__(self, temperature: float, hard: bool = False, samples: int = 1, generator: Generator | None = None):
         super().__init__()
         self.temperature, self.hard, self.samples, self.generator = temperature, hard, samples, generator
 
@@ -96,11 +78,10 @@ def losses(logits: Tensor, reconstruction_logits: Tensor, images: Tensor) -> tup
     Args:
         logits: [B*M, N].
         reconstruction_logits: [B*S, P].
-        images: in [0, 1], [B, P], or of R models [R, B, P], where B is to be read as R*B.
+        images: in [0, 1], [B, P].
 
     `bce` is the binary cross-entropy summed over pixels. `kl` is KL(softmax(row) || uniform) summed over rows.
     """
-    images = images.flatten(0, -2)
     by_sample = reconstruction_logits.view(len(images), -1, images.shape[-1])
     targets = images.unsqueeze(1).expand_as(by_sample)
     bce = F.binary_cross_entropy_with_logits(by_sample, targets, reduction="none").sum(-1)

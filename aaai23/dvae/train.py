@@ -47,19 +47,14 @@ def build(args: Namespace) -> DiscreteVAE:
     return DiscreteVAE(args.input_dim, args.code_m, args.code_n, build_layer(args))
 
 
-def build_layer(args: Namespace, generators: Sequence[torch.Generator] | None = None) -> nn.Module:
-    """Return the layer of the method that the command line names.
-
-    Args:
-        args: the parsed command line.
-        generators: sources of the noise, one for each of several models that share the layer; None: torch's own.
-    """
+def build_layer(args: Namespace) -> nn.Module:
+    """Return the layer of the method that the command line names."""
     if args.method == "gumbel-softmax":
-        return GumbelSoftmaxLayer(args.init_temperature, args.hard, args.imle_samples, generators)
-    return METHODS[args.method](functools.partial(select_k, k=args.select_k), options_of(args, generators))
+        return GumbelSoftmaxLayer(args.init_temperature, args.hard, args.imle_samples)
+    return METHODS[args.method](functools.partial(select_k, k=args.select_k), options_of(args))
 
 
-def options_of(args: Namespace, generators: Sequence[torch.Generator] | None = None) -> Options:
+def options_of(args: Namespace) -> Options:
     """Return what the command line tells an estimator."""
     ste = args.method == "ste"
     return Options(
@@ -76,7 +71,6 @@ def options_of(args: Namespace, generators: Sequence[torch.Generator] | None = N
         beta_update_momentum=args.aimle_beta_update_momentum,
         target_norm=args.aimle_target_norm,
         subset_size=args.select_k,
-        generators=generators,
     )
 
 
@@ -99,19 +93,16 @@ def train_epoch(
     temperatures: Sequence[float],
     label: str,
 ) -> Tensor:
-    """Train on batches of image indices, each at its temperature; returns the published loss of each, `[steps]`.
-
-    For R models side by side, see `stack`, batches are `[R, B]`, and the losses `[steps, R]`.
-    """
+    """Train on batches of image indices, each at its temperature; returns the published loss of each, `[steps]`."""
     model.train()
     values = []
     for batch, temperature in progress(list(zip(batches, temperatures)), label):
         set_temperature(model.layer, temperature)
         x = intensities(images[batch])
         logits, reconstruction_logits = model(x)
-        loss = training_loss(*losses(logits, reconstruction_logits, x)).view(batch.shape).mean(-1)
+        loss = training_loss(*losses(logits, reconstruction_logits, x)).mean()
         optimiser.zero_grad()
-        loss.sum().backward()
+        loss.backward()
         optimiser.step()
         values.append(loss.detach())
     return torch.stack(values)
@@ -128,34 +119,18 @@ def own_noise(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@torch.inference_mode()
 def evaluate(model: DiscreteVAE, images: Tensor, seed: int) -> dict[str, float]:
     """Return the published test loss, and the negative evidence lower bound; means over images, in nats."""
-    with own_noise(seed, images.device):
-        return test_figures(measure(model, images))
-
-
-@torch.inference_mode()
-def measure(model: DiscreteVAE, images: Tensor, models: tuple[int, ...] = ()) -> Tensor:
-    """Return means over images of the published test loss and of the bound, `[2]`, or of R models `[2, R]`.
-
-    Args:
-        model: one, or several side by side, see `stack`.
-        images: uint8 `[B, P]`, shown to each model.
-        models: `()` or `(R,)`.
-    """
     model.train()  # published figures are those of sampled codes; in evaluation mode a layer solves without noise
-    total = torch.zeros(2, *models, dtype=torch.float64, device=images.device)
-    for batch in images.split(EVALUATION_BATCH):
-        x = intensities(batch).expand(*models, -1, -1)
-        logits, reconstruction_logits = model(x)
-        bce, kl = losses(logits, reconstruction_logits, x)
-        total += torch.stack([test_loss(bce, kl), nelbo(bce, kl)]).view(2, *models, -1).double().sum(-1)
-    return total / len(images)
-
-
-def test_figures(measured: Tensor) -> dict[str, float]:
-    """Return what `measure` found of one model, by the names of the record."""
-    published, bound = measured.tolist()
+    total = torch.zeros(2, dtype=torch.float64, device=images.device)
+    with own_noise(seed, images.device):
+        for batch in images.split(EVALUATION_BATCH):
+            x = intensities(batch)
+            logits, reconstruction_logits = model(x)
+            bce, kl = losses(logits, reconstruction_logits, x)
+            total += torch.stack([test_loss(bce, kl), nelbo(bce, kl)]).double().sum(-1)
+    published, bound = (total / len(images)).tolist()
     return {"test_loss": published, "test_nelbo": bound}
 
 
@@ -192,7 +167,6 @@ class Session:
         self.config = settings_of(args, data)
         self.model = build(args).to(device)
         self.optimiser = new_optimiser(self.model)
-        self.generator: torch.Generator | None = None  # of the noise; None: torch's own
         self.epoch, self.iteration = 0, 0
         self.history: list[dict[str, Any]] = []
 
@@ -206,7 +180,7 @@ class Session:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
-            "random": random_state(self.generator),
+            "random": random_state(),
         }
 
     def restore(self) -> None:
@@ -239,21 +213,6 @@ class Session:
         Raises:
             FloatingPointError: a loss is NaN or infinite.
         """
-        batches, temperatures = self.begin_epoch()
-        found = train_epoch(self.model, self.optimiser, self.data.train, batches, temperatures, self.label)
-        figures = self.training_figures(found)
-        log.info(training_line(self.label, figures))
-        figures |= evaluate(self.model, self.data.test, self.args.seed)
-        log.info(test_line(figures))
-        return figures
-
-    @property
-    def label(self) -> str:
-        """What the log calls the epoch."""
-        return f"Epoch {self.epoch}/{self.args.epochs}"
-
-    def begin_epoch(self) -> tuple[tuple[Tensor, ...], list[float]]:
-        """Count the next epoch as begun; returns its batches of image indices, and their temperatures."""
         order = epoch_order(len(self.data.train), self.args.seed, self.epoch).to(self.device)
         batches = order.split(self.args.batch_size)
         if self.args.max_iterations is not None:
@@ -261,29 +220,21 @@ class Session:
         temperatures = [self.temperature(self.iteration + done) for done in range(len(batches))]
         self.epoch += 1
         self.iteration += len(batches)
-        return batches, temperatures
-
-    def training_figures(self, found: Tensor) -> dict[str, Any]:
-        """Return the figures of the epoch's losses `[steps]`, and set the temperature to measure with.
-
-        Raises:
-            FloatingPointError: a loss is NaN or infinite.
-        """
-        values = torch.tensor(loss_values(found, self.label), dtype=torch.float64)
+        label = f"Epoch {self.epoch}/{self.args.epochs}"
+        found = train_epoch(self.model, self.optimiser, self.data.train, batches, temperatures, label)
+        values = torch.tensor(loss_values(found, label), dtype=torch.float64)
         temperature = self.temperature(self.iteration)
         set_temperature(self.model.layer, temperature)
-        return {
+        figures = {
             "loss": values.mean().item(),
             "loss_std": values.std(correction=0).item(),
             "tau": temperature,
             "beta": beta_of(self.model.layer),
         }
-
-    def keep(self, run: Run, figures: Mapping[str, Any]) -> None:
-        """Put the figures of an epoch into its run's record, and the state into the checkpoint."""
-        run.log(self.epoch, figures)
-        self.history = run.history
-        save_checkpoint(self.path, self.state())
+        log.info(training_line(label, figures))
+        figures |= evaluate(self.model, self.data.test, self.args.seed)
+        log.info(test_line(figures))
+        return figures
 
     def final(self) -> dict[str, Any]:
         """Return the figures of the last epoch."""
@@ -339,38 +290,30 @@ def run_seed(
         device: where to compute.
         log: gets the lines of an epoch.
     """
-    session = open_session(args, data, path, device)
-    accelerate((session.model.encoder, session.model.decoder), args.precision, args.compile, device)
-    with open_run(session) as run:
-        while not session.done():
-            session.keep(run, session.next_epoch(log))
-        session.draw()
-        run.finish(session.final())
-        log.info("Experiment completed.")  # W&B prints its summary below it
-    return session.final()
-
-
-def open_session(args: Namespace, data: MNIST, path: Path, device: torch.device) -> Session:
-    """Return a fresh session, or with --resume that of the checkpoint if there is one."""
     session = Session(args, data, path, device)
     if args.resume and path.exists():
         session.restore()
-    return session
-
-
-def open_run(session: Session) -> Run:
-    """Return the run of a session, not yet entered."""
-    args = session.args
-    return Run(
+    accelerate((session.model.encoder, session.model.decoder), args.precision, device)
+    run = Run(
         "vae",
         args.name,
         args.seed,
         session.config,
         results_dir=args.results_dir,
-        sample_data=session.data.sample_data,
+        sample_data=data.sample_data,
         history=session.history,
         ignore=NOT_COMPARED,
         wandb_project=PROJECT,
         wandb_name=f"{args.method}-{args.seed}",
         wandb_tags=("vae", args.method, args.aimle_target),
     )
+    with run:
+        while not session.done():
+            figures = session.next_epoch(log)
+            run.log(session.epoch, figures)
+            session.history = run.history
+            save_checkpoint(path, session.state())
+        session.draw()
+        run.finish(session.final())
+        log.info("Experiment completed.")  # W&B prints its summary below it
+    return session.final()

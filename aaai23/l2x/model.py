@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aaai23.linear import Linear
-from imle._compile import eager
 
 CHANNELS = 100
 
@@ -101,7 +100,6 @@ class Selector(nn.Module):
         first, local = self._convolutions(F.embedding(tokens, self.embedding), None)
         return first.amax(dim=1), local
 
-    @eager  # other reviews, other sizes: compiled, it would be compiled anew for each batch
     def _packed_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The same, computed on packed reviews; does not pay where the host must not wait for the device."""
         packing = pack(tokens, self.conv_in.kernel_size[0])

@@ -152,7 +152,7 @@ class Session:
         self.args, self.seed, self.path = args, seed, path
         self.train, self.validation, self.test, self.annotated = to_device(data, seed, device)
         self.model = build(args, data.embedding).to(device)
-        accelerate((self.model.selector, self.model.predictor), args.precision, args.compile, device)
+        accelerate((self.model.selector, self.model.predictor), args.precision, device)
         # one kernel for all parameters, wherever torch has it
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, eps=1e-7, fused=True)
         self.epoch, self.iteration = 0, 0

@@ -112,7 +112,7 @@ def load_trial(trial: Path, args: Namespace, device: torch.device) -> Relational
     check_config(trial, config_of(args), TRAINED_WITH)
     model = build(args)
     load_weights(trial, {"encoder": model.encoder, "decoder": model.decoder})
-    accelerate((model.encoder, model.decoder), args.precision, args.compile, device)
+    accelerate((model.encoder, model.decoder), args.precision, device)
     return model.to(device)
 
 

@@ -59,7 +59,7 @@ class Session:
         self.args, self.trial = args, trial
         self.train, self.validation, self.test = (data[name].to(device) for name in SPLITS)
         self.model = build(args).to(device)
-        accelerate(self.networks.values(), args.precision, args.compile, device)
+        accelerate(self.networks.values(), args.precision, device)
         self.optimiser = optimiser_of(self.model, args)
         self.last = min(args.num_iterations, args.max_steps or args.num_iterations)
         self.iteration, self.epoch = 0, -1
