@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imle._compile import eager
-from imle.perturb_and_map import BoundSolver, PerturbAndMAP, Solver, check_theta
+from imle.perturb_and_map import Estimator
+from imle.solver import Solver
 
 
 class MAPLayer(nn.Module):
-    """A solver as a layer: in training it samples, in evaluation it solves.
+    """A solver as a layer: it samples or solves; called as it is, it samples in training and solves in evaluation.
 
-    In `train()` mode `layer(theta, *args)` is the solver decorated with the estimator: theta `[B, ...]` ->
-    z `[B*S, ...]` (for `sfe`, a pair with the log-probabilities). In `eval()` mode it is the solver itself, without
-    noise: theta `[B, ...]` -> MAP(theta) `[B, ...]`, no gradient. The target distribution is a part of the module:
-    its adaptive state is in `state_dict()`.
+    The target distribution is a part of the module: its adaptive state is in `state_dict()`.
 
     Args:
         solver: theta `[B, ...]` -> z of the same shape; further arguments are passed on.
@@ -36,22 +33,29 @@ class MAPLayer(nn.Module):
         (torch.Size([6, 4, 4]), torch.Size([3, 4, 4]))
     """
 
-    def __init__(self, solver: Solver, estimator: PerturbAndMAP):
+    def __init__(self, solver: Solver, estimator: Estimator):
         super().__init__()
-        if not isinstance(estimator, PerturbAndMAP):
+        if not isinstance(estimator, Estimator):
             raise TypeError(f"estimator must be a call such as aimle() or ste(), not {estimator!r}")
         self.solver = solver
         self.estimator = estimator
         self.target_distribution = getattr(estimator, "target_distribution", None)
 
+    def sample(self, theta: Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
+        """Return perturbed solutions `[B*S*M, ...]` that carry a gradient, in either mode; for `sfe` a pair.
+
+        Args:
+            theta: `[B, ...]`.
+            args: the solver's further arguments.
+            generator: of the noise; the estimator's own by default.
+            kwargs: the solver's further arguments, by name.
+        """
+        return self.estimator.sample(self.solver, theta, args, kwargs, generator)
+
+    def solve(self, theta: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return MAP(theta) `[B, ...]`, without noise and without a gradient, in either mode; for `sfe` a pair."""
+        return self.estimator.solve(self.solver, theta, args, kwargs)
+
     def forward(self, theta: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Sample (training) or solve (evaluation)."""
-        if self.training:
-            return self.estimator.apply(self.solver, theta, *args, **kwargs)
-        return self._solve(theta, *args, **kwargs)
-
-    @eager
-    @torch.no_grad()
-    def _solve(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        bound = BoundSolver(self.solver, check_theta(theta).shape[0], args, kwargs)
-        return bound(theta.clone(memory_format=torch.contiguous_format)[None, :, None])[0, :, 0].clone()
+        return (self.sample if self.training else self.solve)(theta, *args, **kwargs)

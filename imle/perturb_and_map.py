@@ -1,229 +1,279 @@
-"""The skeleton that every estimator shares: perturb theta, solve, pull the gradient back through a rule.
+"""The skeleton that all estimators share: draw, perturb, solve, and pull the gradient back through a rule.
 
     z = MAP(theta + tau eps),    MAP(theta) = argmax over z in C of <z, theta>
 
-An estimator is its options, bound: a value that takes a solver and returns a differentiable solver. What one
-estimator adds to this skeleton is its rule, `gradient(solve, theta, noise, z, dy)`.
+An estimator is a value: a dataclass whose fields are its options. Called with a solver, it returns a differentiable
+solver. What one estimator adds to this skeleton is its rule, `gradient(solve, theta, noise, z, dy)`.
 
-Shapes: B instances, S samples, M marginal samples, `...` the shape of one instance.
+Shapes: B instances; S samples and M marginal samples of each, R = S*M rows; `...` the shape of one instance.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imle._compile import eager
-from imle.noise import Generators, draw
-from imle.target import BaseTargetDistribution, by_group, host_may_wait, is_finite, per_instance
+from imle._numerics import host_may_wait, is_finite, name_rows, rows_with
+from imle._reentry import differentiated_row_by_row, repeatable
+from imle.noise import BaseNoiseDistribution, draw
+from imle.solver import BoundSolver, Solver
+from imle.target import BaseTargetDistribution
 
-Solver = Callable[..., Any]
-
-
-class BoundSolver:
-    """A solver with its extra arguments bound, over the rows of one batch of B instances.
-
-    Tensors and numpy arrays among the arguments whose first dimension is B are repeated to match the rows of each
-    call; none of them gets a gradient.
-    """
-
-    def __init__(self, solver: Solver, batch_size: int, args: tuple, kwargs: dict):
-        self.solver, self.batch_size, self.args, self.kwargs = solver, batch_size, args, kwargs
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Solve `[P, B, R, ...]`, R rows for each instance in each of P passes, in one call of the solver.
-
-        The solver owns the memory that it is given, and may use that of its answer again in the next call. The answer
-        has the shape, dtype and device of `theta`.
-
-        Raises:
-            TypeError: the solver's answer is no tensor or array of numbers.
-            ValueError: the solver's answer has another shape than its parameters.
-        """
-        passes, _, rows = theta.shape[:3]
-        parameters = theta.flatten(0, 2).contiguous()
-        if not parameters.shape[0]:
-            return torch.zeros_like(theta)
-        shape = tuple(parameters.shape)
-        args = [self._match(value, passes, rows) for value in self.args]
-        kwargs = {name: self._match(value, passes, rows) for name, value in self.kwargs.items()}
-        z = _as_tensor(self.solver(parameters, *args, **kwargs))
-        if tuple(z.shape) != shape:
-            raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
-        return z.detach().to(theta).reshape(theta.shape)
-
-    def _match(self, value: Any, passes: int, rows: int) -> Any:
-        if isinstance(value, Tensor):
-            value = value.detach()
-        elif not _is_array(value):
-            return value
-        if value.ndim == 0 or value.shape[0] != self.batch_size or passes * rows == 1:
-            return value
-        if not isinstance(value, Tensor):
-            return value[torch.arange(self.batch_size).repeat_interleave(rows).repeat(passes).numpy()]
-        value = value.repeat_interleave(rows, dim=0)
-        return value.repeat(passes, *[1] * (value.dim() - 1))
+Options = ParamSpec("Options")
+Arguments = ParamSpec("Arguments")
+Output = TypeVar("Output")
+Output_co = TypeVar("Output_co", covariant=True)
 
 
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+class DifferentiableSolver(Protocol[Arguments, Output_co]):
+    """A decorated solver: called as the solver was, and it shows its parts."""
 
+    solver: Solver
+    estimator: Any
 
-def _as_tensor(answer: Any) -> Tensor:
-    try:
-        return torch.as_tensor(answer)
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = f"a solver must return a tensor or an array of numbers, not {type(answer).__name__}: {error}"
-        raise TypeError(message) from error
-
-
-class _PerturbAndMAP(torch.autograd.Function):
-    """theta [B, ...] -> z [B*S, ...]; its gradient is the estimator's rule."""
-
-    @staticmethod
-    def forward(ctx: Any, theta: Tensor, noise: Tensor | None, estimator: PerturbAndMAP, solver: BoundSolver):
-        perturbed = estimator.perturb(theta, noise)
-        # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
-        z = estimator.average(solver(perturbed[None]))[0].flatten(0, 1).clone()
-        ctx.estimator, ctx.solver = estimator, solver
-        ctx.save_for_backward(theta, noise, z)
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor):
-        theta, noise, z = ctx.saved_tensors
-        samples = (theta.shape[0], ctx.estimator.nb_samples)
-        dy, finite = ctx.estimator.check_gradient(dy)
-        dy = dy.unflatten(0, samples)
-
-        def solve(parameters: Tensor) -> Tensor:
-            return ctx.estimator.average(ctx.solver(parameters))
-
-        g = ctx.estimator.gradient(solve, theta, noise, z.unflatten(0, samples), dy)
-        g = g.mean(dim=1) if samples[1] > 1 else g[:, 0]
-        return (g if finite is None else torch.where(per_instance(finite, g), g, torch.nan)), None, None, None
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Output_co:
+        """Return the solutions `[B*S*M, ...]` of theta `[B, ...]`; for `sfe` a pair."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PerturbAndMAP:
-    """Base of the estimators: options that all of them share, and how a solver is run under them.
+class Estimator(Generic[Output]):
+    """Base of all estimators: how the forward pass is perturbed.
+
+    The decorated solver maps theta `[B, ...]` to solutions `[B*S*M, ...]`, those of one instance side by side. It keeps
+    the solver's further arguments: tensors and arrays among them whose first dimension is B are repeated to match,
+    and get no gradient. Each call of the solver sees `[B*S*M, ...]` rows in the order of the batch.
 
     Args:
         noise_distribution: where eps comes from: any object with `sample(shape)`; None adds no noise.
         nb_samples: S, solutions for each instance; more is less noisy, and S times the work.
-        nb_marginal_samples: M, perturbed solutions averaged into each of the S outputs, which for M > 1 estimate
-            marginals and are no longer discrete.
-        theta_noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
-        generator: the random state for noises that take one; None uses torch's own. With several groups it may be a
-            sequence of as many.
-        nonfinite: what a NaN or infinite dy does: "raise" a FloatingPointError, or "skip" the step (zero gradient)
-            with a warning. The adaptive state is left alone either way. On an accelerator nothing may wait for
-            the host: "raise" gives a gradient of NaN there, "skip" a silent zero.
-        groups: the number of equal parts of a batch, side by side, that have nothing to do with one another, such as
-            those of several networks that train as one batched network: each with noise from a generator of its
-            own, and a state of its own in an adaptive target of as many groups. A dy that is not finite concerns its
-            own group alone, which is then treated as on an accelerator.
+        generator: the random state for noises that take one; None uses torch's own.
     """
 
     noise_distribution: Any = None
     nb_samples: int = 1
-    nb_marginal_samples: int = 1
-    theta_noise_temperature: float = 1.0
-    generator: Generators = None
-    nonfinite: Literal["raise", "skip"] = "raise"
-    groups: int = 1
+    generator: torch.Generator | None = None
 
-    def __post_init__(self):
-        for name in ("nb_samples", "nb_marginal_samples", "groups"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}")
-        if not self.theta_noise_temperature >= 0:
-            raise ValueError(f"theta_noise_temperature must be at least 0, not {self.theta_noise_temperature!r}")
+    def __post_init__(self) -> None:
+        self._check_counts("nb_samples")
         if self.noise_distribution is not None and not hasattr(self.noise_distribution, "sample"):
             raise TypeError(f"noise_distribution needs a sample(shape) method, {self.noise_distribution!r} has none")
-        if self.nonfinite not in ("raise", "skip"):
-            raise ValueError(f"nonfinite must be 'raise' or 'skip', not {self.nonfinite!r}")
-        if isinstance(self.generator, Sequence) and len(self.generator) != self.groups:
-            raise ValueError(f"{len(self.generator)} generators do not go with {self.groups} groups")
 
-    def __call__(self, solver: Solver) -> Solver:
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise ValueError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}")
+
+    def _check_temperatures(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(self, name)!r}")
+
+    def __call__(self, solver: Callable[Arguments, Any]) -> DifferentiableSolver[Arguments, Output]:
         """Return the solver as a differentiable function of its first argument."""
         if not callable(solver):
             raise TypeError(f"a solver must be callable, {solver!r} is not")
 
         @functools.wraps(solver)
-        def differentiable_solver(theta: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self.apply(solver, theta, *args, **kwargs)
+        def differentiable_solver(theta: Tensor, *args: Any, **kwargs: Any) -> Output:
+            return self.sample(solver, theta, args, kwargs)
 
-        return differentiable_solver
+        differentiable_solver.solver, differentiable_solver.estimator = solver, self  # type: ignore[attr-defined]
+        differentiable_solver.target_distribution = getattr(self, "target_distribution", None)  # type: ignore[attr-defined]
+        return cast(Any, differentiable_solver)
+
+    @property
+    def tau(self) -> float:
+        """How strongly the forward pass is perturbed."""
+        raise NotImplementedError(f"{type(self).__name__} has no noise temperature")
+
+    @property
+    def rows(self) -> int:
+        """R, how many perturbed solutions of an instance there are."""
+        return self.nb_samples
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether any pass is perturbed."""
+        return self.noise_distribution is not None and self.tau > 0
+
+    def sample(
+        self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict, generator: torch.Generator | None = None
+    ) -> Output:
+        """Return perturbed solutions, which carry the estimator's gradient.
+
+        Args:
+            solver: parameters `[B*R, ...]` -> solutions of the same shape.
+            theta: `[B, ...]`.
+            args: the solver's further arguments.
+            kwargs: the same, by name.
+            generator: of this call's noise; None uses the estimator's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no way to sample")
 
     @eager
-    def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> Any:
-        """Solve a perturbed theta `[B, ...]`; returns z `[B*S, ...]`, the samples of one instance side by side."""
-        bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)
-        return _PerturbAndMAP.apply(theta, self.draw_noise(theta), self, bound)
+    @torch.no_grad()
+    def solve(self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict) -> Output:
+        """Return what `sample` does, for the solutions MAP(theta) `[B, ...]`: without noise, and without a gradient."""
+        self.check_theta(theta)
+        parameters = theta.clone(memory_format=torch.contiguous_format).unsqueeze(1)
+        return self.solved(BoundSolver(solver, theta.shape[0], 1, args, kwargs)(parameters).squeeze(1).clone())
+
+    def solved(self, z: Tensor) -> Output:
+        """Return solutions `[B, ...]` in the form that `sample` returns."""
+        return cast(Any, z)
+
+    def draw_noise(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return eps `[B, R, ...]`: one draw serves all passes."""
+        if not self.needs_noise:
+            return None
+        shape = (theta.shape[0], self.rows, *theta.shape[1:])
+        source = repeatable(self.generator if generator is None else generator)
+        return draw(self.noise_distribution, shape, like=theta, generator=source)
+
+    def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
+        """Return theta + tau eps `[B, R, ...]` in memory of its own, which a solver may overwrite."""
+        if noise is None or self.tau == 0:
+            return theta.unsqueeze(1).repeat_interleave(self.rows, dim=1).contiguous()
+        # theta + tau eps
+        return torch.add(theta.unsqueeze(1), noise, alpha=self.tau)
+
+    def check_theta(self, theta: Any) -> None:
+        """Refuse what no solver can be asked.
+
+        Raises:
+            TypeError: theta is not a tensor of floating-point numbers.
+            ValueError: theta has no batch dimension.
+            FloatingPointError: a row holds NaN, or an infinity that every solution would have to take.
+        """
+        if not isinstance(theta, Tensor) or not theta.is_floating_point():
+            found = theta.dtype if isinstance(theta, Tensor) else type(theta).__name__
+            raise TypeError(f"theta must be a tensor of floating-point numbers, not {found}")
+        if theta.dim() < 2:
+            raise ValueError(f"theta must be [B, ...] with a batch dimension first, not {tuple(theta.shape)}")
+        if host_may_wait(theta) and not is_finite(theta):
+            broken = self.broken(theta)
+            if broken.any():
+                raise FloatingPointError(
+                    f"theta holds NaN, or an infinity that is no mask, in {name_rows(broken)}: "
+                    "look for overflow in the network before the solver"
+                )
+
+    def broken(self, theta: Tensor) -> Tensor:
+        """Return where theta `[B, ...]` is no parameter of any problem."""
+        return theta.isnan()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PerturbAndMAP(Estimator[Tensor]):
+    """Base of the estimators that turn dy, the gradient at the solutions, into one at theta by a rule.
+
+    In the backward pass solutions are averaged over M, and the gradient over S. A dy of zero gives a zero gradient.
+
+    Args:
+        nb_marginal_samples: M, how many of the S*M solutions of an instance stand together for one estimate of its
+            marginals in the backward pass.
+        nonfinite: what a NaN or infinite dy does: "raise" a FloatingPointError, or "skip" the step (zero gradient) with
+            a warning. The adaptive state is left alone either way. On an accelerator nothing may wait for the host:
+            "raise" gives a gradient of NaN there, "skip" a silent zero.
+        _is_minimization: the solver minimises <z, theta>; the gradient has the other sign then.
+    """
+
+    nb_marginal_samples: int = 1
+    nonfinite: Literal["raise", "skip"] = "raise"
+    _is_minimization: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_counts("nb_marginal_samples")
+        if self.nonfinite not in ("raise", "skip"):
+            raise ValueError(f"nonfinite must be 'raise' or 'skip', not {self.nonfinite!r}")
+
+    @property
+    def rows(self) -> int:
+        """R = S*M."""
+        return self.nb_samples * self.nb_marginal_samples
+
+    @property
+    def sign(self) -> int:
+        """1 for a solver that maximises <z, theta>, -1 for one that minimises it."""
+        return -1 if self._is_minimization else 1
+
+    @eager
+    def sample(
+        self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return z `[B*R, ...]`; see `Estimator.sample`."""
+        self.check_theta(theta)
+        bound = BoundSolver(solver, theta.shape[0], self.rows, args, kwargs)
+        return _PerturbAndMAP.apply(
+            theta, self.draw_noise(theta, generator), self, bound, not differentiated_row_by_row()
+        )
 
     def gradient(
-        self, solve: Callable[[Tensor], Tensor], theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor
+        self,
+        solve: Callable[[Tensor], Tensor],
+        theta: Tensor,
+        noise: Tensor | None,
+        z: Tensor,
+        dy: Tensor,
+        take_note: bool,
     ) -> Tensor:
         """The rule: return g `[B, S, ...]`, before it is averaged over S.
 
         Args:
-            solve: perturbed parameters `[P, B, S*M, ...]` -> solutions averaged over M `[P, B, S, ...]`.
+            solve: perturbed parameters `[B, R, ...]` -> solutions `[B, R, ...]`, which the next call may overwrite.
             theta: `[B, ...]`.
-            noise: `[B, S*M, ...]`, the draw of the forward pass, or None.
-            z: `[B, S, ...]`, what the forward pass returned.
-            dy: `[B, S, ...]`, the gradient of the loss with respect to z.
+            noise: `[B, R, ...]`, the draw of the forward pass, or None.
+            z: `[B, R, ...]`, what the forward pass returned.
+            dy: `[B, R, ...]`, the gradient of the loss with respect to z; NaN in rows that are to count for nothing.
+            take_note: whether an adaptive state may move.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient rule for theta")
 
-    def needs_noise(self) -> bool:
-        """Whether any pass is perturbed."""
-        return self.noise_distribution is not None and self.theta_noise_temperature > 0
+    def pull_back(
+        self, solver: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+    ) -> Tensor:
+        """Return the gradient of theta `[B, ...]` from z and dy `[B*R, ...]`."""
+        rows = (theta.shape[0], self.rows)
+        dy, finite = self.check_gradient(dy)
+        z, dy = z.unflatten(0, rows), dy.unflatten(0, rows)
+        if host_may_wait(theta):  # the forward pass has refused a broken theta
+            g = self.gradient(solver, theta, noise, z, dy, take_note)
+            g = g.mean(dim=1) if g.shape[1] > 1 else g[:, 0]
+        else:  # NaN in place of dy marks the rows that are to count for nothing
+            broken = rows_with(self.broken(theta))
+            theta, dy = theta.masked_fill(broken, 0.0), dy.masked_fill(broken.unsqueeze(1), torch.nan)
+            g = self.gradient(solver, theta, noise, z, dy, take_note).mean(dim=1).masked_fill(broken, torch.nan)
+        return g if finite is None else torch.where(finite, g, torch.nan)
 
-    def draw_noise(self, theta: Tensor) -> Tensor | None:
-        """Return eps `[B, S*M, ...]`, one draw for the forward and the target pass."""
-        if not self.needs_noise():
-            return None
-        shape = (theta.shape[0], self.nb_samples * self.nb_marginal_samples, *theta.shape[1:])
-        return draw(self.noise_distribution, shape, like=theta, generator=self.generator)
-
-    def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
-        """Return theta + tau eps `[B, S*M, ...]` in fresh memory, which a solver may overwrite."""
-        rows = self.nb_samples * self.nb_marginal_samples
-        if noise is None or self.theta_noise_temperature == 0:
-            return theta.unsqueeze(1).repeat_interleave(rows, dim=1).contiguous()
-        # theta + tau eps
-        return torch.add(theta.unsqueeze(1), noise, alpha=self.theta_noise_temperature)
-
-    def average(self, z: Tensor) -> Tensor:
-        """Return `[P, B, S*M, ...]` averaged over the M marginal samples, `[P, B, S, ...]`."""
+    def average(self, x: Tensor) -> Tensor:
+        """Return `[B, S*M, ...]` averaged over the M marginal samples, `[B, S, ...]`."""
         if self.nb_marginal_samples == 1:
-            return z
-        return z.unflatten(2, (self.nb_samples, self.nb_marginal_samples)).mean(dim=3)
+            return x
+        return x.unflatten(1, (self.nb_samples, self.nb_marginal_samples)).mean(dim=2)
+
+    def broken(self, theta: Tensor) -> Tensor:
+        """Return where theta `[B, ...]` is NaN, or infinite on the side that the solver likes."""
+        return theta.isnan() | (theta == self.sign * torch.inf)
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return dy, zero where it is not finite, and, where the host may not wait for it, whether it was finite.
 
-        Whether it was finite is one answer for all, 0-dimensional, or one for each group, `[groups]`.
-
         Raises:
             FloatingPointError: dy holds NaN or infinite numbers, and `nonfinite` is "raise".
         """
-        finite = by_group(is_finite, dy, self.groups)
-        if self.groups > 1 or not host_may_wait(dy):
-            dy = torch.where(per_instance(finite, dy), dy, 0.0)
-            return dy, finite if self.nonfinite == "raise" else None
+        finite = is_finite(dy)
+        if not host_may_wait(dy):
+            return torch.where(finite, dy, 0.0), finite if self.nonfinite == "raise" else None
         if finite:
             return dy, None
         if self.nonfinite == "raise":
@@ -235,27 +285,92 @@ class PerturbAndMAP:
         return torch.zeros_like(dy), None
 
 
-def check_theta(theta: Any) -> Tensor:
-    """Return theta.
+class _PerturbAndMAP(torch.autograd.Function):
+    """theta [B, ...] -> z [B*R, ...]; its gradient is the estimator's rule."""
 
-    Raises:
-        TypeError: theta is not a tensor of floating-point numbers.
-        ValueError: theta has no batch dimension.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        theta: Tensor, noise: Tensor | None, estimator: PerturbAndMAP, solver: BoundSolver, take_note: bool
+    ) -> Tensor:
+        # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
+        return solver(estimator.perturb(theta, noise)).flatten(0, 1).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        theta, noise, ctx.estimator, ctx.solver, ctx.take_note = inputs
+        ctx.save_for_backward(theta, noise, output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        theta, noise, z = ctx.saved_tensors
+        if torch._C._functorch.is_legacy_batchedtensor(dy):
+            raise RuntimeError(
+                "torch.autograd's own vmap, as in jacobian(vectorize=True), cannot call a solver: use torch.func.jacrev"
+            )
+        with torch.no_grad():
+            g = ctx.estimator.pull_back(ctx.solver, theta, noise, z, dy, ctx.take_note)
+        if torch.is_grad_enabled():  # create_graph=True
+            g = _OnceDifferentiable.apply(g, theta, dy)
+        return g, None, None, None, None
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Return a gradient as it is; its own gradient is an error, for everything that it depends on."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, theta: Tensor, dy: Tensor) -> Tensor:
+        return g.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        return
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("the gradient of a solver is a difference of its solutions and has no gradient of its own")
+
+
+class Decorator(Protocol[Options, Output]):
+    """What `aimle`, `imle`, `ste` and `sfe` are: one function in three spellings."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Arguments, Any], /, *args: Options.args, **kwargs: Options.kwargs
+    ) -> DifferentiableSolver[Arguments, Output]: ...
+    @overload
+    def __call__(
+        self, function: None = None, /, *args: Options.args, **kwargs: Options.kwargs
+    ) -> Estimator[Output]: ...
+    def __call__(self, function: Any = None, /, *args: Options.args, **kwargs: Options.kwargs) -> Any:
+        """Decorate a solver, or return the estimator that does."""
+        ...
+
+
+def decorator(name: str, estimator: Callable[Options, Estimator[Output]]) -> Decorator[Options, Output]:
+    """Return the function `name` that serves `@name`, `@name(options)` and `name(solver, options)`.
+
+    It has the estimator's docstring, with those of its bases for the options that they share.
     """
-    if not isinstance(theta, Tensor) or not theta.is_floating_point():
-        found = theta.dtype if isinstance(theta, Tensor) else type(theta).__name__
-        raise TypeError(f"theta must be a tensor of floating-point numbers, not {found}")
-    if theta.dim() < 2:
-        raise ValueError(f"theta must be [B, ...] with a batch dimension first, not {tuple(theta.shape)}")
-    return theta
 
+    def decorate(function: Any = None, /, **options: Any) -> Any:
+        if isinstance(function, BaseTargetDistribution | BaseNoiseDistribution) or (
+            hasattr(function, "sample") and not callable(function)
+        ):
+            raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
+        made: Any = estimator(**options)  # type: ignore[call-arg]
+        return made if function is None else made(function)
 
-def decorate(estimator: PerturbAndMAP, function: Solver | None) -> Any:
-    """Serve both spellings: `@estimator` over a solver, and `@estimator(options)`.
-
-    Raises:
-        TypeError: an option was given by position, where the solver belongs.
-    """
-    if isinstance(function, BaseTargetDistribution) or hasattr(function, "sample"):
-        raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
-    return estimator if function is None else estimator(function)
+    kind = cast(type, estimator)
+    solver = inspect.Parameter("function", inspect.Parameter.POSITIONAL_ONLY, default=None)
+    shared = [base for base in kind.__mro__[1:] if issubclass(base, Estimator)]
+    decorate.__name__ = decorate.__qualname__ = name
+    decorate.__module__ = kind.__module__
+    decorate.__doc__ = "\n\n".join(
+        [inspect.getdoc(kind) or "", *(inspect.cleandoc(base.__doc__ or "") for base in shared)]
+    )
+    decorate.__signature__ = inspect.Signature([solver, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
+    return cast(Any, decorate)

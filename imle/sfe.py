@@ -15,77 +15,35 @@ Machine Learning 1992; Abernethy, Lee, Tewari, "Perturbation techniques in onlin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imle._compile import eager
 from imle.noise import GumbelNoiseDistribution
-from imle.perturb_and_map import BoundSolver, PerturbAndMAP, Solver, check_theta, decorate
+from imle.perturb_and_map import Estimator, decorator
+from imle.solver import BoundSolver, Solver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SFE(PerturbAndMAP):
-    """Solutions together with the log-density of the perturbed theta they came from."""
-
-    noise_distribution: Any = field(default_factory=GumbelNoiseDistribution)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not hasattr(self.noise_distribution, "log_prob"):
-            raise TypeError(
-                f"sfe needs a noise with a known density, that is a log_prob(value) method; "
-                f"{self.noise_distribution!r} has none: use GumbelNoiseDistribution()"
-            )
-        if not self.theta_noise_temperature > 0:
-            raise ValueError("sfe needs a noise_temperature above 0: without noise the solution has no density")
-        if self.nb_marginal_samples != 1:
-            raise ValueError("sfe takes no nb_marginal_samples: use nb_samples")
-        if self.nonfinite != "raise":
-            raise ValueError("sfe takes no nonfinite: it sees losses, not dy")
-
-    @eager
-    def apply(self, solver: Solver, theta: Tensor, /, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return z `[B*S, ...]`, detached, and log p(u; theta) `[B*S]`, differentiable in theta."""
-        bound = BoundSolver(solver, check_theta(theta).shape[0], args, kwargs)
-        tau, noise = self.theta_noise_temperature, self.draw_noise(theta)
-        assert noise is not None
-        with torch.no_grad():
-            u = self.perturb(theta, noise)
-            z = bound(u.clone()[None])[0].flatten(0, 1).clone()
-        # An entry at -inf is never chosen: its noise says nothing about theta.
-        eps = torch.where(theta.isinf().unsqueeze(1), noise, (u - theta.unsqueeze(1)) / tau)
-        # log p(u; theta) = log rho((u - theta) / tau) - N log tau
-        log_density = self.noise_distribution.log_prob(eps) - math.log(tau)
-        return z, log_density.flatten(2).sum(dim=2).flatten()
-
-
-def sfe(
-    function: Solver | None = None,
-    noise_distribution: Any = None,
-    noise_temperature: float = 1.0,
-    nb_samples: int = 1,
-    **options: Any,
-) -> Any:
-    """Make a solver a stochastic one with a known score: as a decorator, or as `MAPLayer`'s estimator.
+class SFE(Estimator[tuple[Tensor, Tensor]]):
+    """Make a solver a stochastic one with a known score.
 
     A score-function estimator needs values of the loss, not its gradient with respect to z. The decorated solver
-    therefore returns two tensors for theta `[B, ...]`: the solutions z `[B*S, ...]`, the S samples of one instance
-    side by side and without a gradient, and `log_prob` `[B*S]`. `score_function_loss` joins the losses of the
-    solutions with `log_prob`; so does any surrogate of your own.
+    therefore returns two tensors for theta `[B, ...]`: the solutions z `[B*S, ...]`, without a gradient, and `log_prob`
+    `[B*S]`. `score_function_loss` joins the losses of the solutions with `log_prob`; so does any surrogate of your
+    own. Whether the solver maximises or minimises is all the same: losses alone say which way is better. The noise
+    needs a `log_prob(value)` beside its `sample(shape)`; by default it is Gumbel(0, 1).
 
     Args:
-        function: the solver, theta `[B, ...]` -> z of the same shape; None returns the estimator.
-        noise_distribution: a noise with `sample(shape)` and `log_prob(value)`; Gumbel(0, 1) by default.
         noise_temperature: tau; larger has less variance, and blurs the distribution of z more.
-        nb_samples: S; more is less noisy, and S times the work.
-        options: `generator`, `groups`: see `PerturbAndMAP`.
 
     Raises:
         TypeError: the noise has no `log_prob` (Sum-of-Gamma has none), or theta is of the wrong kind.
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
+        FloatingPointError: theta is NaN, or an answer of the solver is not finite.
 
     Example:
         >>> import torch
@@ -100,13 +58,51 @@ def sfe(
         >>> theta.grad.shape
         torch.Size([3, 5])
     """
-    estimator = SFE(
-        noise_distribution=GumbelNoiseDistribution() if noise_distribution is None else noise_distribution,
-        theta_noise_temperature=noise_temperature,
-        nb_samples=nb_samples,
-        **options,
-    )
-    return decorate(estimator, function)
+
+    noise_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.noise_distribution is None:
+            object.__setattr__(self, "noise_distribution", GumbelNoiseDistribution())
+        super().__post_init__()
+        if not hasattr(self.noise_distribution, "log_prob"):
+            raise TypeError(
+                f"sfe needs a noise with a known density, that is a log_prob(value) method; "
+                f"{self.noise_distribution!r} has none: use GumbelNoiseDistribution()"
+            )
+        self._check_temperatures("noise_temperature")
+        if self.noise_temperature == 0:
+            raise ValueError("sfe needs a noise_temperature above 0: without noise the solution has no density")
+
+    @property
+    def tau(self) -> float:
+        """How strongly theta is perturbed."""
+        return self.noise_temperature
+
+    @eager
+    def sample(
+        self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return z `[B*S, ...]`, detached, and log p(u; theta) `[B*S]`, differentiable in theta."""
+        self.check_theta(theta)
+        noise = self.draw_noise(theta, generator)
+        assert noise is not None
+        with torch.no_grad():
+            bound = BoundSolver(solver, theta.shape[0], self.nb_samples, args, kwargs)
+            z = bound(self.perturb(theta, noise)).flatten(0, 1).clone()
+        # (u - theta) / tau, which is the noise, as a function of theta: where theta is huge the subtraction loses it.
+        # An infinite entry is decided beforehand, and its noise says nothing about theta.
+        moved = torch.where(theta.isinf(), 0.0, theta.detach() - theta).unsqueeze(1)
+        # log p(u; theta) = log rho((u - theta) / tau) - N log tau
+        log_density = self.noise_distribution.log_prob(noise + moved / self.tau) - math.log(self.tau)
+        return z, log_density.flatten(2).sum(dim=2).flatten()
+
+    def solved(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return solutions `[B, ...]` that were not drawn, and the logarithm of their probability, zeros `[B]`."""
+        return z, z.new_zeros(z.shape[0])
+
+
+sfe = decorator("sfe", SFE)
 
 
 def score_function_loss(

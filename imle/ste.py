@@ -1,54 +1,31 @@
-"""The straight-through estimator.
-
-Source: Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
-Conditional Computation", 2013.
-"""
+"""The straight-through estimator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from imle.perturb_and_map import PerturbAndMAP, Solver, decorate
+from imle.perturb_and_map import PerturbAndMAP, decorator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class STE(PerturbAndMAP):
-    """g = dy: the solver counts as the identity."""
+    """Make a solver differentiable straight through: it counts as the identity, for a minimiser as its negative.
 
-    def gradient(
-        self, solve: Callable[[Tensor], Tensor], theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor
-    ) -> Tensor:
-        """Return g = dy `[B, S, ...]`."""
-        return dy
+        g = dy
 
-
-def ste(
-    function: Solver | None = None,
-    noise_distribution: Any = None,
-    noise_temperature: float = 1.0,
-    nb_samples: int = 1,
-    **options: Any,
-) -> Any:
-    """Make a solver differentiable straight through: as a decorator, bare or with options, or for `MAPLayer`.
-
-    The decorated solver maps theta `[B, ...]` to solutions `[B*S, ...]`, the S samples of one instance side by
-    side; its gradient is dy, averaged over S.
+    Source: Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
+    Conditional Computation", 2013.
 
     Args:
-        function: the solver, theta `[B, ...]` -> z of the same shape; None returns the estimator.
-        noise_distribution: where eps comes from: any object with `sample(shape)`; None adds no noise.
-        noise_temperature: tau, perturbation of the forward pass.
-        nb_samples: S; more is less noisy, and S times the work.
-        options: `nb_marginal_samples`, `generator`, `nonfinite`, `groups`: see `PerturbAndMAP`.
+        noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
         TypeError: an option or theta is of the wrong kind.
-        FloatingPointError: in the backward pass, dy is not finite.
+        FloatingPointError: theta, an answer of the solver or, in the backward pass, dy is not finite.
 
     Example:
         >>> import torch
@@ -61,10 +38,30 @@ def ste(
         >>> bool((theta.grad == 1).all())
         True
     """
-    estimator = STE(
-        noise_distribution=noise_distribution,
-        theta_noise_temperature=noise_temperature,
-        nb_samples=nb_samples,
-        **options,
-    )
-    return decorate(estimator, function)
+
+    noise_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_temperatures("noise_temperature")
+
+    @property
+    def tau(self) -> float:
+        """How strongly the forward pass is perturbed."""
+        return self.noise_temperature
+
+    def gradient(
+        self,
+        solve: Callable[[Tensor], Tensor],
+        theta: Tensor,
+        noise: Tensor | None,
+        z: Tensor,
+        dy: Tensor,
+        take_note: bool,
+    ) -> Tensor:
+        """Return g = dy `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
+        g = self.average(dy)
+        return -g if self._is_minimization else g
+
+
+ste = decorator("ste", STE)

@@ -17,23 +17,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imle._numerics import count_nonzero, finite_number, is_informative, largest_factor, safe_norm, times
+
 
 class BaseTargetDistribution(nn.Module, ABC):
-    """What a target distribution offers to a rule: a perturbation size, and what becomes of the difference g."""
+    """What a target distribution offers to an estimator: a perturbation size, and what becomes of the difference.
+
+    It is a module, and what it keeps are buffers. One target under several solvers is one state.
+    """
 
     alpha: float
 
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda from theta `[B, ...]` and dy `[B, S, ...]`: 0-dimensional, or of instances `[B, 1, ...]`."""
+        """Return lambda from theta `[B, ...]` and dy `[B, R, ...]`, 0-dimensional; float64 holds any."""
 
     @abstractmethod
-    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the difference of solutions `[B, S, ...]`, scaled; an adaptive target takes note of it."""
+    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the gradient g of a difference of solutions `[B, S, ...]`, of the same shape."""
+
+    def update(self, difference: Tensor, dy: Tensor) -> None:
+        """Take note of a backward pass: its difference `[B, S, ...]`, before scaling, and its dy `[B, R, ...]`."""
+        return
 
 
 class TargetDistribution(BaseTargetDistribution):
     """A fixed perturbation size.
+
+    The step is lambda dy, so lambda goes with the scale of the loss. A loss that is multiplied before the backward
+    pass, as `torch.amp.GradScaler` does by 65536, moves the target as much further, and nothing here can know: divide
+    lambda by the scaler's factor, unscale the gradient of the solutions by a hook, or take
+    `AdaptiveTargetDistribution`, which does not depend on the scale of the loss.
 
     Args:
         alpha: how much of theta stays in theta'.
@@ -50,18 +64,18 @@ class TargetDistribution(BaseTargetDistribution):
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0, do_gradient_scaling: bool = False):
         super().__init__()
-        self.alpha, self.beta = _finite("alpha", alpha), _finite("beta", beta)
+        self.alpha, self.beta = finite_number("alpha", alpha), finite_number("beta", beta)
         self.do_gradient_scaling = do_gradient_scaling
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
         """Return beta."""
-        return dy.new_full((), self.beta)
+        return torch.full((), self.beta, dtype=torch.float64, device=dy.device)
 
-    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the gradient, divided by lambda on demand; zero where lambda is zero."""
+    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the difference, divided by lambda on demand; zero where lambda is zero."""
         if not self.do_gradient_scaling:
-            return gradient
-        return gradient / self.beta if self.beta else torch.zeros_like(gradient)
+            return difference
+        return difference / self.beta if self.beta else torch.zeros_like(difference)
 
     def extra_repr(self) -> str:
         """The options, for print()."""
@@ -78,9 +92,11 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
         N <- 0.9 N + 0.1 n;   u <- mu u + (eta if N < c else -eta);   beta <- max(beta + u, 0)
 
-    A pass whose dy is zero or not finite leaves this state alone. A theta of zeros has no scale: lambda and the
-    gradient are zero there, so begin with small random numbers. The state lives in buffers: it is in `state_dict()`,
-    moves with `.to()`, and follows theta to its device by itself.
+    A pass whose dy is zero or not finite leaves this state alone, and so do Jacobians, which are many backward passes
+    in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin with small random numbers.
+    Entries that no solution can take (masks such as -inf or -1e9) count for nothing in ||theta||. The state lives in
+    buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself. One target under
+    two solvers is one state.
 
     Args:
         initial_alpha: how much of theta stays in theta'.
@@ -91,11 +107,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         beta_update_momentum: mu, how much of the last move is kept.
         grad_norm_decay_rate: 0.9 above; higher smooths n over more steps.
         target_norm: c, the wanted number of non-zero entries; higher drives beta up.
-        exact_scaling: with S > 1 samples the step is taken with the norm of theta repeated S times, sqrt(S) larger.
-            False (as the published figures rest on) divides g by the lambda of theta as it is, True by the
-            lambda of the step; they differ by sqrt(S), and not at all for S = 1.
-        groups: the number of equal parts of a batch, side by side, that have each a state and a lambda of their own,
-            such as networks that train as one batched network. Above 1, the state holds that many numbers.
+        exact_scaling: with R > 1 solutions of an instance the step is taken with the norm of theta repeated R times,
+            sqrt(R) larger. False (as the published figures rest on) divides g by the lambda of theta as it is, True by
+            the lambda of the step; they differ by sqrt(R), and not at all for R = 1.
 
     Raises:
         ValueError: a number is not finite, or out of its range.
@@ -122,68 +136,65 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         grad_norm_decay_rate: float = 0.9,
         target_norm: float = 1.0,
         exact_scaling: bool = False,
-        groups: int = 1,
     ):
         super().__init__()
-        self.alpha = _finite("initial_alpha", initial_alpha)
-        self.beta_update_step = _finite("beta_update_step", beta_update_step)
-        self.beta_update_momentum = _finite("beta_update_momentum", beta_update_momentum)
-        self.grad_norm_decay_rate = _finite("grad_norm_decay_rate", grad_norm_decay_rate)
-        self.target_norm = _finite("target_norm", target_norm)
+        self.alpha = finite_number("initial_alpha", initial_alpha)
+        self.initial_beta = finite_number("initial_beta", initial_beta)
+        self.initial_grad_norm = finite_number("initial_grad_norm", initial_grad_norm)
+        self.beta_update_step = finite_number("beta_update_step", beta_update_step)
+        self.beta_update_momentum = finite_number("beta_update_momentum", beta_update_momentum)
+        self.grad_norm_decay_rate = finite_number("grad_norm_decay_rate", grad_norm_decay_rate)
+        self.target_norm = finite_number("target_norm", target_norm)
         self.exact_scaling = exact_scaling
-        self.groups = groups
-        if not (isinstance(groups, int) and groups >= 1):
-            raise ValueError(f"groups must be a whole number from 1 up, not {groups!r}")
-        if _finite("initial_beta", initial_beta) < 0:
+        if initial_beta < 0:
             raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
         if not 0 <= grad_norm_decay_rate <= 1:
             raise ValueError(f"grad_norm_decay_rate must be between 0 and 1, not {grad_norm_decay_rate}")
-        for name, value in (
-            ("_beta", initial_beta),
-            ("_grad_norm", initial_grad_norm),
-            ("_beta_update", 0.0),
-        ):
-            start = torch.tensor(_finite(name.strip("_"), value), dtype=torch.float64)
-            self.register_buffer(name, start if groups == 1 else start.repeat(groups))
+        for name in ("_beta", "_grad_norm", "_beta_update"):
+            self.register_buffer(name, torch.empty((), dtype=torch.float64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the state to its start."""
+        self._beta.fill_(self.initial_beta)
+        self._grad_norm.fill_(self.initial_grad_norm)
+        self._beta_update.zero_()
 
     @property
-    def beta(self) -> Any:
-        """The relative perturbation size now, a list of them for several groups; reading it waits for the device."""
-        return self._beta.tolist()
+    def beta(self) -> float:
+        """The relative perturbation size now; reading it waits for the device."""
+        return self._beta.item()
 
     @property
-    def grad_norm(self) -> Any:
-        """N, the running mean of the number of non-zero entries, as `beta`; reading it waits for the device."""
-        return self._grad_norm.tolist()
+    def grad_norm(self) -> float:
+        """N, the running mean of the number of non-zero entries; reading it waits for the device."""
+        return self._grad_norm.item()
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda = beta ||theta|| / ||dy||, norms over all of a group, theta repeated S times; 0 for dy = 0."""
+        """Return lambda = beta ||theta|| / ||dy||, norms over the whole batch, theta repeated R times; 0 for dy = 0."""
         self._follow(dy.device)
-        norm = by_group(safe_norm, dy, self.groups)
-        scale = math.sqrt(dy.shape[1]) * by_group(safe_norm, theta.masked_fill(theta.isinf(), 0.0), self.groups)
+        norm = safe_norm(dy)
         # lambda = beta ||theta|| / ||dy||
-        size = torch.where(norm > 0, self._beta * scale / norm, 0.0).clamp(max=_largest(dy))
-        return per_instance(size, dy)
+        size = self._beta * (math.sqrt(dy.shape[1]) * safe_norm(theta)) / norm
+        return torch.where(norm > 0, size, 0.0).clamp(max=largest_factor(dy))
 
-    def process(self, gradient: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the gradient divided by lambda, zero where lambda is zero, and move beta by one step."""
+    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the difference divided by lambda, zero where lambda is zero."""
         divisor = perturbation_size if self.exact_scaling else perturbation_size / math.sqrt(dy.shape[1])
-        scaled = times(gradient, torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=_largest(gradient)))
-        self._update(gradient, dy)
-        return scaled
+        return times(difference, torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=largest_factor(difference)))
 
-    def _update(self, gradient: Tensor, dy: Tensor) -> None:
-        solutions = max(gradient.shape[0] * gradient.shape[1] // self.groups, 1)
-        nonzero = by_group(_count_nonzero, gradient, self.groups).to(self._beta.dtype) / solutions
+    def update(self, difference: Tensor, dy: Tensor) -> None:
+        """Move beta by one step, unless dy is zero or not finite, or the difference is NaN."""
+        nonzero = count_nonzero(difference).double() / max(difference.shape[0] * difference.shape[1], 1)
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
         sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
         update = mu * self._beta_update + eta * (2 * sparse - 1)
         beta = (self._beta + update).clamp(min=0.0)
-        informative = by_group(_is_informative, dy, self.groups)
-        self._grad_norm.copy_(torch.where(informative, grad_norm, self._grad_norm))
-        self._beta_update.copy_(torch.where(informative, update, self._beta_update))
-        self._beta.copy_(torch.where(informative, beta, self._beta))
+        moves = is_informative(dy) & nonzero.isfinite()
+        self._grad_norm.copy_(torch.where(moves, grad_norm, self._grad_norm))
+        self._beta_update.copy_(torch.where(moves, update, self._beta_update))
+        self._beta.copy_(torch.where(moves, beta, self._beta))
 
     def _follow(self, device: torch.device) -> None:
         if self._beta.device != device:
@@ -197,95 +208,11 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
             exact = before[name]
             if buffer is not None and exact is not None:
                 self._buffers[name] = buffer.double() if exact.is_meta else exact.to(buffer.device)
+        if all(buffer is not None and buffer.is_meta for buffer in before.values()) and not self._beta.is_meta:
+            self.reset_parameters()  # what memory was given instead of nothing holds no state yet
         return self
 
     def extra_repr(self) -> str:
         """The state and the options, for print()."""
-        beta = f"{self.beta:.6g}" if self.groups == 1 else [float(f"{value:.6g}") for value in self.beta]
-        groups = "" if self.groups == 1 else f", groups={self.groups}"
-        return f"alpha={self.alpha}, beta={beta}, target_norm={self.target_norm}, step={self.beta_update_step}{groups}"
-
-
-def host_may_wait(x: Tensor) -> bool:
-    """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device."""
-    return x.device.type == "cpu"
-
-
-def safe_norm(x: Tensor) -> Tensor:
-    """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
-    if not x.numel():
-        return torch.zeros((), dtype=torch.float64, device=x.device)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if host_may_wait(x):
-        norm = torch.linalg.vector_norm(x, dtype=dtype).double()
-        # what underflows in the squares is then too small to count
-        if 1e-10 < norm < 1e18:
-            return norm
-    smallest, largest = torch.aminmax(x)
-    # to [-1, 1] first, which is cheaper than to sum in float64
-    scale = torch.maximum(smallest.abs(), largest.abs()).reciprocal().clamp(max=torch.finfo(x.dtype).max)
-    norm = torch.linalg.vector_norm(x * scale, dtype=dtype)
-    return norm.double() / scale.double()
-
-
-def is_finite(x: Tensor) -> Tensor:
-    """Return whether all entries are finite, 0-dimensional, in one pass."""
-    if not x.numel():
-        return torch.ones((), dtype=torch.bool, device=x.device)
-    smallest, largest = torch.aminmax(x)
-    return torch.isfinite(smallest) & torch.isfinite(largest)
-
-
-def _count_nonzero(x: Tensor) -> Tensor:
-    """Return the number of entries that are not 0, 0-dimensional; where one is NaN, of all entries."""
-    # torch.count_nonzero branches on every entry, which on a CPU costs ten times as much where some are zero
-    count = x.sign().abs_().sum(dtype=torch.promote_types(x.dtype, torch.float32))
-    return count.nan_to_num(nan=x.numel())
-
-
-def _is_informative(dy: Tensor) -> Tensor:
-    """Return whether dy is finite and not all zero, 0-dimensional."""
-    if not dy.numel():
-        return torch.zeros((), dtype=torch.bool, device=dy.device)
-    smallest, largest = torch.aminmax(dy)
-    return ((smallest < 0) | (largest > 0)) & torch.isfinite(smallest) & torch.isfinite(largest)
-
-
-def by_group(measure: Callable[[Tensor], Tensor], x: Tensor, groups: int) -> Tensor:
-    """Return what `measure` makes of all entries: 0-dimensional, or for several groups of rows of x `[groups]`.
-
-    Raises:
-        ValueError: the rows are no multiple of the groups.
-    """
-    if groups == 1:
-        return measure(x)
-    if x.shape[0] % groups:
-        raise ValueError(f"a batch of {x.shape[0]} cannot be split into {groups} equal groups")
-    if host_may_wait(x):  # one by one, to the last digit what each of them alone would give
-        return torch.stack([measure(part) for part in x.tensor_split(groups)])
-    return torch.func.vmap(measure)(x.unflatten(0, (groups, -1)))
-
-
-def per_instance(value: Tensor, x: Tensor) -> Tensor:
-    """Return a value `[groups]` of each group for each row of x, `[B, 1, ...]`; one of no dimension as it is."""
-    if value.dim() == 0:
-        return value
-    rows = value.repeat_interleave(x.shape[0] // value.shape[0])
-    return rows.view(-1, *[1] * (x.dim() - 1))
-
-
-def times(x: Tensor, factor: Tensor) -> Tensor:
-    """Return x times a factor, 0-dimensional or of instances `[B, 1, ...]`, in the dtype of x."""
-    dtype = torch.promote_types(x.dtype, torch.float32)  # half precision has no room for a large factor
-    return (x.to(dtype) * factor.to(dtype)).to(x.dtype)
-
-
-def _largest(x: Tensor) -> float:
-    """Return the largest number to multiply x by: as infinity, it would turn the zeros of x into NaN."""
-    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).max
-
-
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
-    return float(value)
+        beta = "?" if self._beta.is_meta else f"{self.beta:.6g}"
+        return f"alpha={self.alpha}, beta={beta}, target_norm={self.target_norm}, step={self.beta_update_step}"

@@ -20,8 +20,8 @@ def no_waiting(monkeypatch):
     """Return a function that makes the library treat the CPU as an accelerator, whose numbers the host may not see."""
 
     def switch_on():
-        for module in ("imle.target", "imle.perturb_and_map"):
-            monkeypatch.setattr(f"{module}.host_may_wait", lambda x: False)
+        for module in ("_numerics", "perturb_and_map", "finite_difference", "solver"):
+            monkeypatch.setattr(f"imle.{module}.host_may_wait", lambda x: False)
 
     return switch_on
 

@@ -46,7 +46,7 @@ def slow_map(theta):
 
 
 def slow_gradient(rule, theta, eps, dy, size, alpha, tau, tau_target, sign):
-    """One of the three formulas for a list of instances: eps [B][S][M][N], dy [B][S][N]; not scaled by lambda."""
+    """One of the three formulas for a list of instances: eps and dy [B][S][M][N]; not scaled by lambda."""
 
     def solve(*terms):
         """MAP of a sum of scaled vectors; for a solver that minimises, of minus the sum."""
@@ -56,15 +56,15 @@ def slow_gradient(rule, theta, eps, dy, size, alpha, tau, tau_target, sign):
     for theta_b, eps_b, dy_b in zip(theta, eps, dy):
         total = [0.0] * len(theta_b)
         for eps_s, dy_s in zip(eps_b, dy_b):
-            for eps_m in eps_s:
+            for eps_m, dy_m in zip(eps_s, dy_s):
                 base = [(alpha, theta_b), (tau_target, eps_m)]
-                minus = solve(*base, (-size * sign, dy_s))
+                minus = solve(*base, (-size * sign, dy_m))
                 if rule == "imle":
                     plus = solve((1.0, theta_b), (tau, eps_m))
                 elif rule == "forward":
                     plus = solve(*base)
                 else:
-                    plus = solve(*base, (size * sign, dy_s))
+                    plus = solve(*base, (size * sign, dy_m))
                 half = 0.5 if rule == "central" else 1.0
                 total = [t + sign * half * (p - m) for t, p, m in zip(total, plus, minus)]
         gradients.append([t / (len(eps_b) * len(eps_b[0])) for t in total])
@@ -78,7 +78,7 @@ def slow_gradient(rule, theta, eps, dy, size, alpha, tau, tau_target, sign):
 def test_gradients_are_those_of_the_formulas(rule, alpha, tau, tau_target, nb_samples, nb_marginal_samples, minimise):
     theta = torch.randn(4, 5, dtype=torch.float64)
     eps = torch.randn(4, nb_samples, nb_marginal_samples, 5, dtype=torch.float64)
-    dy = torch.randn(4, nb_samples, 5, dtype=torch.float64)
+    dy = torch.randn(4, nb_samples, nb_marginal_samples, 5, dtype=torch.float64)
     options = {
         "target_distribution": TargetDistribution(alpha=alpha, beta=1.5),
         "noise_distribution": Given(eps),
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_formulas(rule, alpha, tau, tau_target, nb_sa
     }
     estimator = imle(**options) if rule == "imle" else aimle(symmetric_perturbation=rule == "central", **options)
     sign = -1 if minimise else 1
-    found = gradient(estimator(lambda x: select_two(sign * x)), theta, dy.flatten(0, 1))
+    found = gradient(estimator(lambda x: select_two(sign * x)), theta, dy.flatten(0, 2))
     expected = slow_gradient(rule, theta.tolist(), eps.tolist(), dy.tolist(), 1.5, alpha, tau, tau_target, sign=sign)
     assert expected.abs().sum() > 0
     assert torch.allclose(found, expected)
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_formulas(rule, alpha, tau, tau_target, nb_sa
 def test_the_adaptive_gradient_is_the_formula_with_the_step_relative_to_theta(symmetric, nb_samples):
     theta = torch.randn(4, 5, dtype=torch.float64)
     eps = torch.randn(4, nb_samples, 1, 5, dtype=torch.float64)
-    dy = torch.randn(4, nb_samples, 5, dtype=torch.float64)
+    dy = torch.randn(4, nb_samples, 1, 5, dtype=torch.float64)
     beta = 2.0
     # lambda = beta ||theta|| / ||dy||, norms over the whole batch, theta repeated S times
     size = beta * norm(theta.flatten().tolist() * nb_samples) / norm(dy.flatten().tolist())
@@ -114,7 +114,7 @@ def test_the_adaptive_gradient_is_the_formula_with_the_step_relative_to_theta(sy
             nb_samples=nb_samples,
             symmetric_perturbation=symmetric,
         )
-        found = gradient(estimator(select_two), theta, dy.flatten(0, 1))
+        found = gradient(estimator(select_two), theta, dy.flatten(0, 2))
         assert expected.abs().sum() > 0
         assert torch.allclose(found, expected)
 
@@ -139,7 +139,7 @@ def test_the_two_scalings_differ_by_the_root_of_the_number_of_samples(nb_samples
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("nb_samples", "nb_marginal_samples"), [(1, 1), (3, 2)])
 def test_forward_aimle_is_imle_at_alpha_one_and_equal_temperatures(target, tau, nb_samples, nb_marginal_samples):
-    theta, dy = torch.randn(8, 5), torch.randn(8 * nb_samples, 5)
+    theta, dy = torch.randn(8, 5), torch.randn(8 * nb_samples * nb_marginal_samples, 5)
     results = []
     for function in (aimle, imle):
         torch.manual_seed(1)
@@ -308,15 +308,31 @@ def test_a_step_of_zero_gives_a_gradient_of_zero(rule, target):
 # Marginal samples
 
 
-def test_outputs_are_means_of_marginal_samples():
+def test_marginal_samples_are_discrete_in_the_forward_pass_and_side_by_side():
     eps = torch.randn(4, 2, 3, 5)
     solver = aimle(noise_distribution=Given(eps), nb_samples=2, nb_marginal_samples=3)(select_two)
     theta = torch.randn(4, 5)
-    expected = torch.zeros(4, 2, 5)
-    for b, s, m in itertools.product(range(4), range(2), range(3)):
-        expected[b, s] += torch.tensor(slow_map((theta[b] + eps[b, s, m]).tolist())) / 3
-    assert torch.allclose(solver(theta), expected.flatten(0, 1))
-    assert ((expected > 0) & (expected < 1)).any()
+    expected = [slow_map((theta[b] + eps[b, s, m]).tolist()) for b, s, m in itertools.product(*map(range, (4, 2, 3)))]
+    assert torch.equal(solver(theta), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("rule", ["imle", "forward", "central"])
+def test_entries_are_counted_after_the_mean_over_marginal_samples(rule):
+    """Two marginal samples whose differences cancel count as none, and more of them as one."""
+    eps = torch.zeros(1, 1, 2, 2)
+    dy = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # of the two marginal samples
+    counts = {}
+    for samples, marginals in ((2, 1), (1, 2)):
+        target = AdaptiveTargetDistribution(initial_beta=10.0, grad_norm_decay_rate=0.0)
+        estimator = RULES[rule](
+            target_distribution=target,
+            noise_distribution=Given(eps),
+            nb_samples=samples,
+            nb_marginal_samples=marginals,
+        )
+        gradient(estimator(lambda theta: (theta > 1).to(theta)), torch.tensor([[1.0, 1.0]]), dy)
+        counts[marginals] = target.grad_norm
+    assert counts == ({1: 2.0, 2: 0.0} if rule == "central" else {1: 1.0, 2: 2.0})
 
 
 # Forbidden entries

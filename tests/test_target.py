@@ -7,13 +7,14 @@ import warnings
 import pytest
 import torch
 
+from imle._numerics import safe_norm
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution
 from imle.solvers import select_k
 from imle.ste import ste
-from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution, safe_norm
+from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
 
 def select_two(theta):
@@ -27,7 +28,9 @@ def step(target, nonzero, dy=None, batch=4, samples=1, width=10):
     gradient = gradient[torch.randperm(len(gradient))].view(batch, samples, width)
     dy = torch.ones(batch, samples, width) if dy is None else dy
     theta = torch.ones(batch, width)
-    return target.process(gradient, theta, dy, target.perturbation_size(theta, dy))
+    scaled = target.scale(gradient, theta, dy, target.perturbation_size(theta, dy))
+    target.update(gradient, dy)
+    return scaled
 
 
 # The rule
@@ -407,8 +410,8 @@ def test_a_target_of_ones_own_needs_two_methods():
         def perturbation_size(self, theta, dy):
             return dy.new_tensor(2.0)
 
-        def process(self, gradient, theta, dy, perturbation_size):
-            return gradient * perturbation_size
+        def scale(self, difference, theta, dy, perturbation_size):
+            return difference * perturbation_size
 
     theta, dy = torch.randn(3, 5), torch.randn(3, 5)
     results = []

@@ -25,12 +25,12 @@ from aaai23.relaxations import (
     straight_through,
 )
 from imle.layers import MAPLayer
-from imle.noise import BaseNoiseDistribution, Device, GumbelNoiseDistribution, draw
+from imle.noise import BaseNoiseDistribution, Device, GumbelNoiseDistribution, SeedableNoiseDistribution, draw
 from imle.sfe import score_function_loss, sfe
 from imle.solvers import select_k, spanning_tree_edges
 
 
-class LogisticNoise(BaseNoiseDistribution):
+class LogisticNoise(SeedableNoiseDistribution):
     """The difference of two Gumbel(0, 1) variables: the sign of theta plus it is an edge drawn by its log-odds."""
 
     def sample(

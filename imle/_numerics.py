@@ -1,0 +1,98 @@
+"""Norms, counts and products that survive numbers from 1e-38 to 1e38, and do not make the host wait for a device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def host_may_wait(x: Tensor) -> bool:
+    """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device.
+
+    Under `torch.func.vmap` there are many numbers where there seems to be one, and none may be looked at.
+    """
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return False
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.device.type == "cpu"
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
+    if not x.numel():
+        return torch.zeros((), dtype=torch.float64, device=x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if host_may_wait(x):
+        norm = torch.linalg.vector_norm(x, dtype=dtype).double()
+        # what underflows in the squares is then too small to count
+        if 1e-10 < norm < 1e18:
+            return norm
+    smallest, largest = torch.aminmax(x)
+    # to [-1, 1] first, which is cheaper than to sum in float64
+    scale = torch.maximum(smallest.abs(), largest.abs()).reciprocal().clamp(max=torch.finfo(x.dtype).max)
+    norm = torch.linalg.vector_norm(x * scale, dtype=dtype)
+    return norm.double() / scale.double()
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return whether all entries are finite, 0-dimensional, in one pass."""
+    if not x.numel():
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    smallest, largest = torch.aminmax(x)
+    return torch.isfinite(smallest) & torch.isfinite(largest)
+
+
+def is_informative(dy: Tensor) -> Tensor:
+    """Return whether dy is finite and not all zero, 0-dimensional."""
+    if not dy.numel():
+        return torch.zeros((), dtype=torch.bool, device=dy.device)
+    smallest, largest = torch.aminmax(dy)
+    return ((smallest < 0) | (largest > 0)) & torch.isfinite(smallest) & torch.isfinite(largest)
+
+
+def count_nonzero(x: Tensor) -> Tensor:
+    """Return the number of entries that are not 0, 0-dimensional; NaN where one is NaN."""
+    # torch.count_nonzero branches on every entry, which on a CPU costs ten times as much where some are zero
+    return x.sign().abs_().sum(dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """Return x times a 0-dimensional factor in the dtype of x, at the ends of its range where it would be infinite."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # half precision has no room for a large factor
+    product = x.to(dtype) * factor.to(dtype)
+    if dtype != x.dtype:
+        limits = torch.finfo(x.dtype)
+        product = product.clamp(limits.min, limits.max)
+    return product.to(x.dtype)
+
+
+def largest_factor(x: Tensor) -> float:
+    """Return the largest number to multiply x by: as infinity, it would turn the zeros of x into NaN."""
+    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).max
+
+
+def rows_with(condition: Tensor) -> Tensor:
+    """Return which of the B rows of a condition `[B, ...]` hold anywhere, `[B, 1, ...]`."""
+    return condition.flatten(1).any(dim=1).view(-1, *[1] * (condition.dim() - 1))
+
+
+def name_rows(condition: Tensor) -> str:
+    """Return the rows of a condition `[B, ...]` that hold anywhere, as words: "row 3", "rows 0, 4, 5, ... (12)"."""
+    rows = rows_with(condition).flatten().nonzero().flatten().tolist()
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    return f"rows {', '.join(map(str, rows[:3]))}" + (f", ... ({len(rows)} in all)" if len(rows) > 3 else "")
+
+
+def finite_number(name: str, value: float) -> float:
+    """Return an option as a number.
+
+    Raises:
+        ValueError: it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    return float(value)

@@ -1,0 +1,127 @@
+"""What `imle` and `aimle` share: solutions at theta are compared with those at a target, a step of lambda dy away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imle._numerics import host_may_wait, times
+from imle.perturb_and_map import PerturbAndMAP
+from imle.target import BaseTargetDistribution
+
+Solve = Callable[[Tensor], Tensor]
+
+# Powers of ten of the magnitudes between which walls are looked for: float64 ends at 308.
+_DECADES = 320
+_LEAST_WALL = 3  # below a thousand nothing is a wall
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FiniteDifference(PerturbAndMAP):
+    """Base of the estimators with a target distribution: theta' = alpha theta - lambda dy.
+
+    Args:
+        target_distribution: where alpha and lambda come from.
+        theta_noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
+        target_noise_temperature: tau', how strongly the target pass is perturbed, by the same draw of eps.
+    """
+
+    target_distribution: BaseTargetDistribution | None = None
+    theta_noise_temperature: float = 1.0
+    target_noise_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_distribution is None:
+            object.__setattr__(self, "target_distribution", self.default_target())
+        if not isinstance(self.target_distribution, BaseTargetDistribution):
+            raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {self.target_distribution!r}")
+        self._check_temperatures("theta_noise_temperature", "target_noise_temperature")
+
+    @staticmethod
+    def default_target() -> BaseTargetDistribution:
+        """Return the target distribution where none is given."""
+        raise NotImplementedError
+
+    @property
+    def target(self) -> BaseTargetDistribution:
+        """The target distribution, given or by default."""
+        assert self.target_distribution is not None
+        return self.target_distribution
+
+    @property
+    def tau(self) -> float:
+        """How strongly the forward pass is perturbed."""
+        return self.theta_noise_temperature
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the forward or the target pass is perturbed."""
+        return self.noise_distribution is not None and self.tau + self.target_noise_temperature > 0
+
+    def gradient(
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+    ) -> Tensor:
+        """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
+        counted = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
+        size = self.target.perturbation_size(without_walls(theta, self.sign), counted)
+        # lambda dy; theta' is a step against it, or with it for a solver that minimises
+        step = times(counted, self.sign * size)
+        difference = self.average(self.difference(solve, theta, noise, z, step))
+        if self._is_minimization:
+            difference = -difference
+        g = self.target.scale(difference, theta, dy, size)
+        if take_note:
+            self.target.update(difference, dy)
+        return g
+
+    def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
+        """Return the difference of solutions `[B, R, ...]` that one estimator takes.
+
+        Args:
+            solve: perturbed parameters `[B, R, ...]` -> solutions `[B, R, ...]`, which the next call may overwrite.
+            theta: `[B, ...]`.
+            noise: `[B, R, ...]`, the draw of the forward pass, or None.
+            z: `[B, R, ...]`, what the forward pass returned.
+            step: `[B, R, ...]`, lambda dy; for a solver that minimises -lambda dy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no difference")
+
+    def base(self, theta: Tensor, noise: Tensor | None) -> Tensor:
+        """Return alpha theta + tau' eps, `[B, 1 or R, ...]`: what target parameters are a step away from."""
+        base = theta.unsqueeze(1)
+        if self.target.alpha != 1:
+            base = self.target.alpha * base
+        if noise is None or self.target_noise_temperature == 0:
+            return base
+        # alpha theta + tau' eps
+        return torch.add(base, noise, alpha=self.target_noise_temperature)
+
+    def base_is_forward_pass(self) -> bool:
+        """Whether the forward pass has solved at the base already."""
+        same_noise = self.noise_distribution is None or self.tau == self.target_noise_temperature
+        return self.target.alpha == 1 and same_noise
+
+
+def without_walls(theta: Tensor, sign: int) -> Tensor:
+    """Return theta `[B, ...]` with 0 in place of entries that no solution can take, so that its norm is of the others.
+
+    Such walls are masks: -inf, -1e9 or the least number of the dtype for a solver that maximises (`sign` 1), the same
+    with the other sign for one that minimises. An entry counts as one if it is a thousand or more on the side that
+    the solver avoids, and a factor of ten is empty between it and the scale of the best entries of the instances.
+    """
+    least = 10.0**_LEAST_WALL
+    if not theta.numel() or (host_may_wait(theta) and (-theta.min() if sign > 0 else theta.max()) < least):
+        return theta
+    disliked = -sign * theta
+    magnitude = theta.abs().to(torch.promote_types(theta.dtype, torch.float32))
+    decade = magnitude.log10().nan_to_num(posinf=_DECADES, neginf=0.0).floor().clamp(0, _DECADES).long()
+    best = decade.flatten(1).gather(1, disliked.flatten(1).argmin(dim=1, keepdim=True)).median()
+    occupied = torch.zeros(_DECADES + 1, dtype=torch.bool, device=theta.device).index_fill(0, decade.flatten(), True)
+    powers = torch.arange(_DECADES + 1, device=theta.device)
+    free = ~occupied & (powers >= best.clamp(min=_LEAST_WALL - 1))
+    first_free = torch.where(free, powers, _DECADES).amin()
+    return theta.masked_fill((disliked >= least) & (decade > first_free), 0.0)
