@@ -78,6 +78,7 @@ def _nri() -> Iterator[PublishedFigure]:
         "aimle_target": "adaptive",
         "timesteps": 10,
         "sst": "tree",
+        "undirected_theta": False,
         "lr": 0.0001,
         "imle_noise": "sog",
         "imle_noise_temperature": 1.0,

@@ -127,12 +127,13 @@ def _add_method_arguments(result: ArgumentParser) -> None:
     add("--imle-noise", choices=("none", "sog", "gumbel"), default="sog", help="noise of aimle, imle and ste")
     add("--imle-noise-temperature", type=non_negative_float, default=0.0, help="noise of both passes")
     add("--imle-samples", type=positive_int, default=1, help="graphs for each sample; aimle, imle and ste")
+    add("--undirected-theta", help="aimle and imle over trees: one entry an edge; else both, as published", **switch)
     add("--gradient-scaling", help="divide by lambda; the adaptive target always does", **switch)
 
 
 def _add_evaluation_arguments(result: ArgumentParser) -> None:
     add = result.add_argument_group("evaluation").add_argument
-    add("--eval_batch_size", type=positive_int, default=100, help="divides the number of held-out graphs")
+    add("--eval_batch_size", type=positive_int, default=100, help="held-out graphs at once")
     add("--edge_metric_num_samples", type=positive_int, default=1, help="sampled graphs for each edge metric")
     add("--eval_edge_metric_bs", type=positive_int, default=10000, help="graphs at once for the edge metrics")
     add("--log_edge_metric_train", type=true_or_false, default=False, help="edge metrics on training graphs too")
@@ -176,6 +177,8 @@ def _method_refusals(args: Namespace) -> Iterator[str]:
         yield "--use_nvil and --use_reinforce are two methods: choose one"
     if score and args.method != "sst":
         yield f"--method {args.method} together with NVIL or REINFORCE: choose one"
+    if args.undirected_theta and (args.method not in ("imle", "aimle") or args.sst != "tree"):
+        yield "--undirected-theta is of --method aimle and imle with --sst tree: leave it out"
     if not score and args.num_samples != 1:
         yield "--num_samples is of NVIL and REINFORCE: aimle, imle and ste take --imle-samples"
     if args.use_reinforce and args.reinforce_baseline == "multi_sample" and args.num_samples < 2:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from aaai23.arguments import config_of
-from aaai23.errors import UsageError
 from aaai23.nri.data import Layouts
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.metrics import edge_metrics, nll_gaussian
@@ -37,22 +36,14 @@ ALL_MEASUREMENTS = "all_measurements.json"
 PRINTED = {"elbo": np.float64, "acc": np.float32, "precision": np.float32, "recall": np.float32}
 
 
-def check_batches(data: Mapping[str, Layouts], batch_size: int) -> None:
-    """Refuse evaluation batches of unequal size.
-
-    Raises:
-        UsageError: the batch size does not divide the number of validation or test graphs.
-    """
-    for name in ("valid", "test"):
-        if len(data[name]) % batch_size:
-            raise UsageError(f"--eval_batch_size {batch_size} does not divide the {len(data[name])} {name} graphs")
-
-
 @torch.inference_mode()
 def measure(
     model: RelationalInference, split: Layouts, args: Namespace, seed: int, bound: bool = True, edges: bool = True
 ) -> dict[str, float]:
     """Return elbo, nll, kl and mse (`bound`), and acc, precision and recall (`edges`), all means over graphs.
+
+    The bound of aimle and imle is that of their MAP graphs, and `elbo_sampled` that of graphs drawn as in training;
+    all other methods are measured along drawn graphs.
 
     The noise comes from generators of its own: the same weights have the same figures, and no other random number
     moves.
@@ -69,23 +60,36 @@ def measure(
     theta = torch.cat([model.logits(inputs) for inputs in split.positions.split(args.eval_batch_size)])
     figures: dict[str, float] = {}
     if bound:
-        figures.update(_measure_bound(model, split, theta, args.eval_batch_size, seed))
+        figures.update(_measure_bounds(model, split, theta, args.eval_batch_size, seed))
     if edges:
         figures.update(_measure_edges(model, split, theta, args, seed))
     return figures
 
 
-def _measure_bound(
+def _measure_bounds(
     model: RelationalInference, split: Layouts, theta: Tensor, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """Measure along graphs drawn as in training, each frame predicted from the true one before it."""
-    generator = torch.Generator(theta.device).manual_seed(seed)
+    """Measure along graphs drawn as in training; of aimle and imle along MAP graphs, and `elbo_sampled` beside it."""
+    drawn = model.sampler.draw(theta, torch.Generator(theta.device).manual_seed(seed))
+    sampled = _measure_bound(model, split, theta, drawn, batch_size)
+    if not model.sampler.measured_without_noise:
+        return sampled
+    best = _measure_bound(model, split, theta, model.sampler.structure.solver(theta), batch_size)
+    return {**best, "elbo_sampled": sampled["elbo"]}
+
+
+def _measure_bound(
+    model: RelationalInference, split: Layouts, theta: Tensor, edges: Tensor, batch_size: int
+) -> dict[str, float]:
+    """Measure along given graphs `[N, E]`, each frame predicted from the true one before it."""
     totals = torch.zeros(3, dtype=torch.float64, device=theta.device)
-    for inputs, logits in zip(split.positions.split(batch_size), theta.split(batch_size), strict=True):
-        predicted, frames = model.decoder(inputs, model.sampler.draw(logits, generator), 1), inputs[:, :, 1:]
+    batches = (split.positions, theta, edges)
+    for inputs, logits, graphs in zip(*(part.split(batch_size) for part in batches), strict=True):
+        predicted, frames = model.decoder(inputs, graphs, 1), inputs[:, :, 1:]
         nll = nll_gaussian(predicted, frames, model.variance)
         error = (predicted - frames).square().flatten(1).mean(dim=1)
-        totals += torch.stack([nll.sum(), model.divergence(logits, inputs.shape[1]).sum(), error.sum()])
+        kl = model.divergence(logits, inputs.shape[1])
+        totals += torch.stack([nll, kl, error]).sum(dim=1, dtype=torch.float64)
     nll, kl, mse = (totals / len(split)).tolist()
     return {"elbo": -nll - kl, "nll": nll, "kl": kl, "mse": mse}
 
@@ -129,7 +133,6 @@ def evaluate_trials(
     Raises:
         UsageError: there is no trial, or one of them cannot be measured; then no figure is printed.
     """
-    check_batches(data, args.eval_batch_size)
     folder = experiments_folder(args)
     trials = find_trials(folder)
     for trial in trials:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aaai23.methods import undo_mean_over_samples
 from aaai23.nri.methods import EdgeSampler, build_sampler
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
 from aaai23.nri.model import MLPDecoder, MLPEncoder, symmetrise, to_directed
@@ -61,8 +62,9 @@ class RelationalInference(nn.Module):
         """Return the negative evidence lower bound of `[B, n, T, dims]`, its mean over instances and samples."""
         theta = self.logits(inputs)
         edges, log_prob = self.sampler(theta)
-        predicted = self.decoder(inputs, edges, prediction_steps)
-        frames = inputs[:, :, 1:].repeat_interleave(len(edges) // len(inputs), dim=0)
+        samples = len(edges) // len(inputs)
+        predicted = self.decoder(inputs, undo_mean_over_samples(edges, samples), prediction_steps)
+        frames = inputs[:, :, 1:].repeat_interleave(samples, dim=0)
         nll = self.sampler.surrogate(nll_gaussian(predicted, frames, self.variance), log_prob, inputs)
         return nll.mean() + self.divergence(theta, inputs.shape[1]).mean()
 

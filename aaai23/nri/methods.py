@@ -3,6 +3,11 @@
 A sampler is built around a structure, the family of graphs that an edge vector may be: a spanning tree, n-1 edges,
 or any edges. theta is `[B, E]`, one logit per undirected edge (`symmeterize_logits`) or per directed one; samples are
 `[B*S, E]`, the S samples of one instance side by side.
+
+AIMLE and I-MLE over trees see both directions of an edge, as the published settings do: their layer works on
+`to_directed(theta)`, and its solver reads one half and answers for both. Half of dy is then ignored, norms run over
+twice the entries, and each edge counts twice among the non-zero entries of g. `--undirected-theta` gives them theta
+itself, as all other methods and structures have it, for which nothing was published.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aaai23.methods import METHODS, NOISES, Options, Solver, beta_of
+from aaai23.nri.model import receiver_above_sender, to_directed
 from aaai23.relaxations import (
     independent_edge_marginals,
     k_subset_marginals,
@@ -90,6 +96,15 @@ def positive(theta: Tensor) -> Tensor:
 STRUCTURES: dict[str, Callable[[Namespace], Structure]] = {"tree": _tree, "topk": _topk, "indep": _independent}
 
 
+def best_directed_tree(theta: Tensor, vertices: int) -> Tensor:
+    """Return the best spanning tree `[..., E]`: theta is read where receiver > sender, and z answers for both.
+
+    >>> best_directed_tree(torch.tensor([[9.0, 9.0, 3.0, 9.0, 1.0, 2.0]]), 3)
+    tensor([[1., 0., 1., 1., 0., 1.]])
+    """
+    return to_directed(spanning_tree_edges(receiver_above_sender(theta, vertices)), vertices)
+
+
 class EdgeSampler(nn.Module):
     """What the samplers share: in evaluation, each draws discrete graphs as it does in training.
 
@@ -97,14 +112,21 @@ class EdgeSampler(nn.Module):
         structure: the family of graphs.
         noise: of the perturbed logits, None for none.
         temperature: of the noise.
+        measured_without_noise: the bound is measured along the best graphs, and along drawn ones beside it.
     """
 
-    def __init__(self, structure: Structure, noise: Any, temperature: float = 1.0):
+    def __init__(
+        self, structure: Structure, noise: Any, temperature: float = 1.0, measured_without_noise: bool = False
+    ):
         super().__init__()
         self.structure, self.noise, self.temperature = structure, noise, temperature
+        self.measured_without_noise = measured_without_noise
 
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return samples `[B*S, E]` for training, and their log-densities `[B*S]` if gradients need them."""
+        """Return samples for training, and their log-densities `[B*S]` if gradients need them.
+
+        Samples are `[B*S, E]` as theta is, or in both directions `[B*S, n(n-1)]`.
+        """
         raise NotImplementedError
 
     def surrogate(self, nll: Tensor, log_prob: Tensor | None, inputs: Tensor) -> Tensor:
@@ -126,15 +148,26 @@ class EdgeSampler(nn.Module):
 
 
 class PerturbedSampler(EdgeSampler):
-    """AIMLE, I-MLE and straight-through: discrete samples whose gradient is the method's own."""
+    """AIMLE, I-MLE and straight-through: discrete samples whose gradient is the method's own.
 
-    def __init__(self, structure: Structure, method: str, options: Options):
-        super().__init__(structure, NOISES[options.noise](options.noise_k), options.theta_temperature)
-        self.layer = METHODS[method](structure.solver, options)
+    Args:
+        structure: the family of graphs.
+        method: a name in METHODS.
+        options: of the method.
+        tree_vertices: n, for a layer that sees both directions of a tree's edges; None: it sees theta as it is.
+    """
+
+    def __init__(self, structure: Structure, method: str, options: Options, tree_vertices: int | None = None):
+        noise = NOISES[options.noise](options.noise_k)
+        super().__init__(structure, noise, options.theta_temperature, measured_without_noise=method != "ste")
+        self.tree_vertices, solver = tree_vertices, structure.solver
+        if tree_vertices is not None:
+            solver = functools.partial(best_directed_tree, vertices=tree_vertices)
+        self.layer = METHODS[method](solver, options)
 
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return samples `[B*S, E]`."""
-        return self.layer(theta), None
+        """Return samples `[B*S, E]`, or `[B*S, n(n-1)]` where the layer sees both directions."""
+        return self.layer(theta if self.tree_vertices is None else to_directed(theta, self.tree_vertices)), None
 
     @property
     def beta(self) -> float | None:
@@ -283,5 +316,7 @@ def build_sampler(args: Namespace) -> EdgeSampler:
         symmetric=args.aimle_symmetric,
         gradient_scaling=args.gradient_scaling,
         beta_update_step=args.imle_lambda_update_step,
+        exact_scaling=True,
     )
-    return PerturbedSampler(structure, args.method, options)
+    both_directions = args.method != "ste" and args.sst == "tree" and not args.undirected_theta
+    return PerturbedSampler(structure, args.method, options, args.num_vertices if both_directions else None)

@@ -58,6 +58,12 @@ def symmetrise(directed: Tensor, vertices: int) -> Tensor:
     return (directed[..., low * (vertices - 1) + high - 1] + directed[..., high * (vertices - 1) + low]) / 2
 
 
+def receiver_above_sender(directed: Tensor, vertices: int) -> Tensor:
+    """Return the direction of every edge whose receiver is the larger vertex, `[..., E]` to `[..., U]`."""
+    low, high = torch.triu_indices(vertices, vertices, 1, device=directed.device)
+    return directed[..., high * (vertices - 1) + low]
+
+
 def _pair_sum(send: Tensor, receive: Tensor) -> Tensor:
     """Return send[s] + receive[r] for all directed edges, two `[B, n, h]` to `[B, E, h]`."""
     n = send.shape[1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aaai23.arguments import config_of
 from aaai23.nri.data import SPLITS, Layouts
-from aaai23.nri.evaluate import check_batches, measure
+from aaai23.nri.evaluate import measure
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.model import to_directed
 from aaai23.nri.picture import adjacency, draw_curves, draw_graphs, infer
@@ -54,7 +54,6 @@ class Session:
     """
 
     def __init__(self, args: Namespace, data: Mapping[str, Layouts], trial: Path, device: torch.device):
-        check_batches(data, args.eval_batch_size)
         seed_everything(args.seed)
         self.args, self.trial = args, trial
         self.train, self.validation, self.test = (data[name].to(device) for name in SPLITS)
@@ -203,7 +202,7 @@ def optimiser_of(model: RelationalInference, args: Namespace) -> torch.optim.Opt
 
 def describe(figures: Mapping[str, Any], split: str) -> str:
     """Return what was measured on a split, val or test, as a part of a line."""
-    shown = ("elbo", "nll", "kl", "mse", "acc", "precision", "recall")
+    shown = ("elbo", "elbo_sampled", "nll", "kl", "mse", "acc", "precision", "recall")
     return " ".join(f"{key} {figures[f'{split}_{key}']:.6g}" for key in shown if f"{split}_{key}" in figures)
 
 
