@@ -63,6 +63,15 @@ def test_a_split_without_a_range_is_refused(folder, split, value):
         read(folder)
 
 
+def test_a_position_that_float32_does_not_hold_is_refused(folder):
+    path = folder / f"data_test{SUFFIX}.npy"
+    positions = np.load(path)
+    positions[0, 0, 0, 0] = 1e300
+    np.save(path, positions)
+    with pytest.raises(UsageError, match="range"):
+        read(folder)
+
+
 def test_frames_that_are_read_need_a_range_too(folder):
     path = folder / f"data_train{SUFFIX}.npy"
     positions = np.load(path)

@@ -287,18 +287,22 @@ def test_the_learning_rate_falls_by_gamma_every_lr_decay_epochs(parse):
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.0001])
 
 
-def test_the_first_step_is_that_of_adam_with_the_rates_that_were_given(parse):
-    args = parse("--use_nvil True --lr 0.01 --enc_weight_decay 0.5 --dec_weight_decay 2.0")
+def test_steps_are_those_of_adam_with_the_rates_that_were_given(parse):
+    args = parse("--use_nvil True --lr 0.01 --enc_weight_decay 0.5 --dec_weight_decay 2.0 --var 1.0")
     session = Session(args, data_of(args), trial_folder(args), CPU)
     decays = {"encoder": 0.5, "decoder": 2.0, "sampler": 0.0}
-    before = {name: weight.detach().clone() for name, weight in session.model.named_parameters()}
-    session.step()
-    assert {name.partition(".")[0] for name in before} == set(decays)
-    for name, weight in session.model.named_parameters():
-        slope = weight.grad + decays[name.partition(".")[0]] * before[name]
-        # Adam's means of slope and slope squared, corrected for their start, are the first slope and its square
-        expected = before[name] - 0.01 * slope / (slope.abs() + 1e-8)
-        torch.testing.assert_close(weight.detach(), expected, msg=name)
+    names = [name for name, _ in session.model.named_parameters()]
+    assert {name.partition(".")[0] for name in names} == set(decays)
+    mean, square = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for step in (1, 2):
+        before = {name: weight.detach().clone() for name, weight in session.model.named_parameters()}
+        session.step()
+        for name, weight in session.model.named_parameters():
+            slope = weight.grad + decays[name.partition(".")[0]] * before[name]
+            mean[name] = 0.9 * mean[name] + 0.1 * slope
+            square[name] = 0.999 * square[name] + 0.001 * slope**2
+            first, second = mean[name] / (1 - 0.9**step), square[name] / (1 - 0.999**step)
+            torch.testing.assert_close(weight.detach(), before[name] - 0.01 * first / (second.sqrt() + 1e-8))
 
 
 def test_the_reading_of_the_edges_is_chosen_on_validation_graphs_for_all(parse):
