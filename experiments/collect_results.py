@@ -92,7 +92,7 @@ def _csv_line(table: Table, row: Row, metric: Metric) -> list[Any]:
     statuses = [record["status"] for record in row.group.records]
     settings = " ".join(f"{title}={value}" for title, value in row.settings.items() if title != "method")
     return [
-        *(table.name, row.group.name, table.sample_data, row.group.config.get("method", ""), settings),
+        *(table.name, row.group.name, table.sample_data, row.group.method, settings),
         *(metric.key, summary.n, summary.mean, summary.deviation, summary.low, summary.high),
         *(statuses.count("failed"), statuses.count("running")),
         *((figure.value, figure.caveat) if figure else ("", "")),

@@ -50,7 +50,7 @@ def panel_of(row: Row) -> str:
 
 def labels_of(rows: Sequence[Row]) -> list[str]:
     """Return the rows' methods as labels; those that two rows of a panel share are their names instead."""
-    methods = [str(row.group.config.get("method", row.group.name)) for row in rows]
+    methods = [row.group.method or row.group.name for row in rows]
     places = [(panel_of(row), method) for row, method in zip(rows, methods)]
     return [method if places.count(place) == 1 else row.group.name for row, method, place in zip(rows, methods, places)]
 

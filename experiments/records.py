@@ -87,6 +87,14 @@ class Group:
     config: Mapping[str, Any]
     records: list[Record]
 
+    @property
+    def method(self) -> str:
+        """The method's name: NVIL and REINFORCE, which have flags of their own, go before `method`."""
+        for name in ("nvil", "reinforce"):
+            if self.config.get(f"use_{name}"):
+                return name
+        return str(self.config.get("method", ""))
+
     @cached_property
     def finished(self) -> list[Record]:
         """The runs that are done."""

@@ -140,7 +140,9 @@ class Row:
 
 def row_of(found: Group, task: Task) -> Row:
     """Return a group's row."""
-    settings = {title: found.config.get(key, "") for title, key in task.settings.items()}
+    settings = {
+        title: found.method if key == "method" else found.config.get(key, "") for title, key in task.settings.items()
+    }
     summaries = {metric: summarise(found.values(metric.key)) for metric in task.metrics}
     figures = {metric: published_figure(found.task, metric.key, found.config) for metric in task.metrics}
     published = {metric: figure for metric, figure in figures.items() if figure and not found.sample_data}

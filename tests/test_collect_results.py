@@ -236,6 +236,22 @@ def test_json_that_holds_no_record_is_named_and_skipped(write, show, tmp_path):
     assert "not whole JSON" in notes[2] and "field final" in notes[4]
 
 
+def test_nvil_and_reinforce_are_called_so_in_tables_csv_and_plots(write, show):
+    from figures import labels_of
+
+    methods = {"nvil": {"use_nvil": True}, "reinforce": {"use_reinforce": True}, "sst": {}}
+    found = []
+    for method, flags in methods.items():
+        config = {"method": "sst", "timesteps": 10, "use_nvil": False, "use_reinforce": False, **flags}
+        path = write("nri", f"run_{method}", 0, {"test_elbo": -1.0}, config=config)
+        found.append((path, json.loads(path.read_text())))
+    assert [row["method"] for row in rows(show().out)] == list(methods)
+    lines = csv.DictReader(io.StringIO(show("--csv").out))
+    assert {(line["name"], line["method"]) for line in lines} == {(f"run_{method}", method) for method in methods}
+    (table,) = tables.tables_of(records.group(found)[0])
+    assert labels_of(table.rows) == list(methods)
+
+
 def test_a_seed_that_is_there_twice_counts_once(write, show, tmp_path, capsys):
     path = write("l2x", "run", 0, mse(2.0))
     copy = tmp_path / "copy" / "seed0.json"

@@ -44,6 +44,43 @@ def test_positions_are_scaled_by_the_training_minimum_and_maximum(folder):
     assert layouts["test"].positions.abs().max() > 1.2
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(5.0, 5e6), (1.0, 1.7e9), (1e-3, -1e6)])
+def test_positions_far_from_zero_keep_their_shape(folder, scale, offset):
+    before = read(folder)
+    for split in before:
+        path = folder / f"data_{split}{SUFFIX}.npy"
+        np.save(path, scale * np.load(path) + offset)
+    for split, got in read(folder).items():
+        torch.testing.assert_close(got.positions, before[split].positions, atol=2e-6, rtol=0)
+        assert len(got.positions.unique()) > 0.9 * got.positions.numel()
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("value", [3.0, 1e300])
+def test_a_split_without_a_range_is_refused(folder, split, value):
+    np.save(folder / f"data_{split}{SUFFIX}.npy", np.full((N, T, DIMS, VERTICES), value))
+    with pytest.raises(UsageError, match=f"data_{split}{SUFFIX}.*range"):
+        read(folder)
+
+
+def test_a_position_that_float32_does_not_hold_is_refused(folder):
+    path = folder / f"data_test{SUFFIX}.npy"
+    positions = np.load(path)
+    positions[0, 0, 0, 0] = 1e300
+    np.save(path, positions)
+    with pytest.raises(UsageError, match="range"):
+        read(folder)
+
+
+def test_frames_that_are_read_need_a_range_too(folder):
+    path = folder / f"data_train{SUFFIX}.npy"
+    positions = np.load(path)
+    positions[:, :3] = 0.25
+    np.save(path, positions)
+    with pytest.raises(UsageError, match="range"):
+        read(folder, timesteps=3)
+
+
 def test_edges_come_in_the_order_of_the_upper_triangle(folder):
     raw = np.load(folder / f"edges_valid{SUFFIX}.npy")
     edges = read(folder)["valid"].edges

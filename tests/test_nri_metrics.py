@@ -83,6 +83,15 @@ def test_one_reading_is_chosen_for_all_samples_by_mean_precision():
     assert got.means() == pytest.approx({"acc": 2 / 3, "precision": 2 / 3, "recall": 2 / 3})
 
 
+def test_a_reading_that_is_given_is_taken_though_the_other_one_scores_better():
+    true = torch.tensor([[1, 1, 0, 0]])
+    wrong = edge_metrics(1 - true, true, reading="as_is")
+    assert wrong.means() == {"acc": 0, "precision": 0, "recall": 0} and wrong.reading == "as_is"
+    right = edge_metrics(1 - true, true)
+    assert right.means() == {"acc": 1, "precision": 1, "recall": 1} and right.reading == "flipped"
+    assert edge_metrics(true, true, reading="flipped").means() == wrong.means()
+
+
 def test_nothing_inferred_and_nothing_to_infer_count_as_zero():
     none = torch.zeros(1, 6)
     empty_truth = edge_metrics(torch.tensor([[1, 0, 0, 0, 0, 0]]), none)

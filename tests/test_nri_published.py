@@ -21,7 +21,7 @@ from tests.plain_nri import PlainDecoder, PlainEncoder
 VERTICES = 5
 PAIRS = [(low, high) for low in range(VERTICES) for high in range(low + 1, VERTICES)]
 DIRECTED = [(receiver, sender) for receiver in range(VERTICES) for sender in range(VERTICES) if receiver != sender]
-SMALL = "--num_vertices 5 --timesteps 6 --prediction_steps 5 --encoder_hidden 8 --decoder_hidden 8"
+SMALL = "--num_vertices 5 --timesteps 7 --prediction_steps 5 --encoder_hidden 8 --decoder_hidden 8"
 AIMLE = "--method aimle --aimle-target adaptive --imle-noise-temperature 1.0 --imle-lambda-update-step 0.001"
 
 
@@ -117,30 +117,41 @@ def test_undirected_theta_is_what_the_layer_sees_on_demand():
 
 
 def layouts(count):
-    return Layouts(torch.rand(count, VERTICES, 6, 2) * 2 - 1, (torch.rand(count, 10) < 0.4).float())
+    return Layouts(torch.rand(count, VERTICES, 7, 2) * 2 - 1, (torch.rand(count, 10) < 0.4).float())
+
+
+def plain_networks(model):
+    """Return plain networks with the weights of a model."""
+    encoder, decoder = PlainEncoder(14, hidden=8), PlainDecoder(message_hidden=8, message_out=8, hidden=8)
+    encoder.load_state_dict(model.encoder.state_dict(), strict=False)  # statistics may be switched off
+    decoder.load_state_dict(model.decoder.state_dict())
+    return encoder, decoder
+
+
+def plain_graph(decoder, x, logits, steps, edges=None):
+    """Return likelihood and divergence of one graph `[n, T, dims]`, along its MAP tree or given edges `[U]`."""
+    by_edge = dict(zip(DIRECTED, logits, strict=True))
+    mean = {(low, high): (by_edge[low, high] + by_edge[high, low]) / 2 for low, high in PAIRS}
+    graph = kruskal(mean) if edges is None else {pair for pair, there in zip(PAIRS, edges) if there}
+    weights = torch.tensor([[[1.0, 0.0], [0.0, 1.0]][(min(e), max(e)) in graph] for e in DIRECTED])
+    predicted = decoder(x[None], weights[None], steps)[0].tolist()
+    nll = 0.0
+    for vertex in range(VERTICES):
+        for frame in range(6):
+            for axis in range(2):
+                error = predicted[vertex][frame][axis] - x[vertex, frame + 1, axis].item()
+                nll += error**2 / (2 * 5e-5) / VERTICES
+    return nll, sum(2 * (l + math.exp(-l) - 1) for l in mean.values()) / VERTICES  # noqa: E741
 
 
 def plain_bound(model, split, batch_size, edges=None, batch_statistics=False):
-    """Return the bound of a split, graph by graph, along MAP trees or given edges `[N, U]`."""
-    encoder, decoder = PlainEncoder(12, hidden=8), PlainDecoder(message_hidden=8, message_out=8, hidden=8)
-    encoder.load_state_dict(model.encoder.state_dict(), strict=False)  # statistics may be switched off
-    decoder.load_state_dict(model.decoder.state_dict())
+    """Return the bound of a split, along MAP trees or given edges `[N, U]`, each frame predicted from the last."""
+    encoder, decoder = plain_networks(model)
     encoder.train(batch_statistics)
     logits = torch.cat([encoder(part) for part in split.positions.split(batch_size)]).tolist()
-    total = 0.0
-    for i, (x, row) in enumerate(zip(split.positions, logits, strict=True)):
-        by_edge = dict(zip(DIRECTED, row, strict=True))
-        mean = {(low, high): (by_edge[low, high] + by_edge[high, low]) / 2 for low, high in PAIRS}
-        graph = kruskal(mean) if edges is None else {pair for pair, there in zip(PAIRS, edges[i]) if there}
-        weights = torch.tensor([[[1.0, 0.0], [0.0, 1.0]][(min(e), max(e)) in graph] for e in DIRECTED])
-        predicted = decoder(x[None], weights[None], 1)[0]
-        for vertex in range(VERTICES):
-            for frame in range(5):
-                for axis in range(2):
-                    error = (predicted[vertex, frame, axis] - x[vertex, frame + 1, axis]).item()
-                    total += error**2 / (2 * 5e-5) / VERTICES
-        total += sum(2 * (l + math.exp(-l) - 1) for l in mean.values()) / VERTICES  # noqa: E741
-    return -total / len(split)
+    edges = [None] * len(split) if edges is None else edges
+    terms = [plain_graph(decoder, x, row, 1, tree) for x, row, tree in zip(split.positions, logits, edges, strict=True)]
+    return -sum(nll + kl for nll, kl in terms) / len(split)
 
 
 def trained(flags):
@@ -163,7 +174,7 @@ def test_the_bound_is_that_of_map_trees_with_the_statistics_of_training(flags):
     split = layouts(10)
     found = measure(model, split, args, seed=1)
     running, batch = plain_bound(model, split, 5), plain_bound(model, split, 5, batch_statistics=True)
-    assert found["elbo"] == pytest.approx(running, rel=1e-5) and abs(running - batch) > 1e-3 * abs(batch)
+    assert found["elbo"] == pytest.approx(running, rel=1e-5) and abs(running - batch) > 5e-5 * abs(batch)
     for module in model.encoder.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean = module.running_var = None  # as the authors' program leaves it
@@ -202,9 +213,22 @@ def test_figures_do_not_depend_on_batches_that_do_not_divide_the_split():
     split = layouts(10)
     args.eval_batch_size = 10
     whole = measure(model, split, args, seed=1)
+    reading = whole.pop("edge_reading")
     for size in (3, 4, 7, 100):
         args.eval_batch_size = size
-        assert measure(model, split, args, seed=1) == pytest.approx(whole, rel=1e-5)
+        found = measure(model, split, args, seed=1)
+        assert found.pop("edge_reading") == reading and found == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 7])
+@torch.no_grad()
+def test_the_loss_is_a_loop_over_graphs_frames_and_coordinates(steps):
+    model = build(parse("--method aimle --aimle-target adaptive --imle-noise none"))
+    positions = layouts(7).positions
+    encoder, decoder = plain_networks(model)
+    terms = [plain_graph(decoder, x, row, steps) for x, row in zip(positions, encoder(positions).tolist(), strict=True)]
+    expected = sum(nll + kl for nll, kl in terms) / 7
+    assert model.loss(positions, steps).item() == pytest.approx(expected, rel=1e-5)
 
 
 # Samples
@@ -274,7 +298,7 @@ class FarFrom(nn.Module):
 @pytest.mark.parametrize("method", SAMPLED)
 def test_more_samples_leave_the_mean_gradient_as_it_is(method):
     rows = 20000
-    positions, theta = torch.zeros(rows, VERTICES, 6, 2), torch.linspace(-0.5, 0.5, 10)
+    positions, theta = torch.zeros(rows, VERTICES, 7, 2), torch.linspace(-0.5, 0.5, 10)
     means, errors, decoders = [], [], []
     for samples in (1, 4):
         made = build(sampled(method, samples))

@@ -11,13 +11,13 @@ from aaai23.arguments import config_of
 from aaai23.errors import UsageError
 from aaai23.nri import cli
 from aaai23.nri.data import load
-from aaai23.nri.evaluate import measure
+from aaai23.nri.evaluate import evaluate_trials, measure
 from aaai23.nri.inference import build, kl_bernoulli
 from aaai23.nri.methods import BASELINES, STRUCTURES, LogisticNoise, NVILBaseline, ScoreSampler, build_sampler
 from aaai23.nri.picture import adjacency
 from aaai23.nri.simulate import write
 from aaai23.nri.train import Session, run_seed
-from aaai23.nri.trial import trial_folder
+from aaai23.nri.trial import save_weights, trial_folder
 from aaai23.run import comparable
 from imle.noise import GumbelNoiseDistribution
 from imle.solvers import spanning_tree_edges
@@ -287,6 +287,49 @@ def test_the_learning_rate_falls_by_gamma_every_lr_decay_epochs(parse):
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.0001])
 
 
+def test_steps_are_those_of_adam_with_the_rates_that_were_given(parse):
+    args = parse("--use_nvil True --lr 0.01 --enc_weight_decay 0.5 --dec_weight_decay 2.0 --var 1.0")
+    session = Session(args, data_of(args), trial_folder(args), CPU)
+    decays = {"encoder": 0.5, "decoder": 2.0, "sampler": 0.0}
+    names = [name for name, _ in session.model.named_parameters()]
+    assert {name.partition(".")[0] for name in names} == set(decays)
+    mean, square = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for step in (1, 2):
+        before = {name: weight.detach().clone() for name, weight in session.model.named_parameters()}
+        session.step()
+        for name, weight in session.model.named_parameters():
+            slope = weight.grad + decays[name.partition(".")[0]] * before[name]
+            mean[name] = 0.9 * mean[name] + 0.1 * slope
+            square[name] = 0.999 * square[name] + 0.001 * slope**2
+            first, second = mean[name] / (1 - 0.9**step), square[name] / (1 - 0.999**step)
+            torch.testing.assert_close(weight.detach(), before[name] - 0.01 * first / (second.sqrt() + 1e-8))
+
+
+def test_the_reading_of_the_edges_is_chosen_on_validation_graphs_for_all(parse):
+    args = parse("--log_edge_metric_train True")
+    session = Session(args, data_of(args), trial_folder(args), CPU)
+    model, validation = session.model, session.validation
+    trees = {
+        split: {graph.numpy().tobytes(): edges for graph, edges in zip(layouts.positions, layouts.edges)}
+        for split, layouts in (("val", validation), ("test", session.test), ("train", session.train))
+    }
+    # sure of every edge: one reading is right about validation graphs, the other one about all others
+    for right, reading in ((("val",), "as_is"), (("test", "train"), "flipped")):
+
+        def logits(inputs, right=right):
+            keys = [graph.numpy().tobytes() for graph in inputs]
+            known = [next((split, found[key]) for split, found in trees.items() if key in found) for key in keys]
+            return torch.stack([100 * edges if split in right else 100 * (1 - edges) for split, edges in known])
+
+        model.logits = logits
+        found = session.figures([])
+        save_weights(session.trial, {name: network.state_dict() for name, network in session.networks.items()})
+        final = session.final()
+        assert found["edge_reading"] == final["edge_reading"] == reading
+        assert found["val_precision"] == final["val_precision"] > 0.6
+        assert max(found["train_precision"], final["test_precision"]) < 0.1
+
+
 def test_a_run_is_reproducible_to_the_last_digit(parse):
     records = []
     for name in ("a", "b"):
@@ -368,7 +411,9 @@ def test_evaluation_does_not_depend_on_how_it_is_cut_up(parse):
     model, split = build(args), data_of(args)["valid"]
     whole = measure(model, split, args, seed=1)
     args.eval_batch_size, args.eval_edge_metric_bs = 5, 20
-    assert measure(model, split, args, seed=1) == pytest.approx(whole, rel=1e-4)
+    cut_up = measure(model, split, args, seed=1)
+    assert cut_up.pop("edge_reading") == whole.pop("edge_reading")
+    assert cut_up == pytest.approx(whole, rel=1e-4)
 
 
 def test_edges_are_measured_with_gumbel_noise_over_many_samples(parse):
@@ -383,6 +428,25 @@ def test_edges_are_measured_with_gumbel_noise_over_many_samples(parse):
     assert 0.5 < right < 0.9
     assert found["precision"] == pytest.approx(right, abs=0.02) and found["recall"] == pytest.approx(right, abs=0.02)
     assert found["acc"] == pytest.approx(1 - 2 * 0.4 * (1 - right), abs=0.02)
+
+
+def test_measuring_trials_returns_an_array_of_one_number_per_trial(parse):
+    finals = []
+    for seed in (1, 2):
+        args = parse(f"{ADAPTIVE} --seed {seed} --max-steps 2")
+        train(args)
+        finals.append(record(args)["final"])
+    found = evaluate_trials(parse(f"{ADAPTIVE} --mode eval --seed 9"), data_of(args), CPU)
+    assert list(found) == ["valid", "test"]
+    for split, name in (("valid", "val"), ("test", "test")):
+        assert list(found[split]) == ["elbo", "acc", "precision", "recall"]
+        for key, values in found[split].items():
+            assert values.tolist() == pytest.approx([final[f"{name}_{key}"] for final in finals])
+            assert values.dtype == ("float64" if key == "elbo" else "float32")
+    (path,) = Path("results/nri-eval").glob("*/seed9.json")
+    measured = json.loads(path.read_text())
+    assert [entry["edge_reading"] for entry in measured["history"]] == [final["edge_reading"] for final in finals]
+    assert measured["final"]["test_elbo"] == pytest.approx(sum(final["test_elbo"] for final in finals) / 2)
 
 
 def test_pictures_lie_beside_the_record(parse):

@@ -269,7 +269,7 @@ def _train(args: Namespace, data: Mapping[str, Layouts], device: torch.device, l
     log.info("Experiment completed.")
 
 
-def finished(args: Namespace, record: Path) -> dict[str, float] | None:
+def finished(args: Namespace, record: Path) -> dict[str, Any] | None:
     """Return the final figures of a run that has gone as far as the command line asks, else None.
 
     Raises:

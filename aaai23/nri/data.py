@@ -73,7 +73,13 @@ def load(
     for split in splits:
         positions = _read_positions(folder / f"data_{split}{suffix}.npy", timesteps, vertices, dims)
         edges = _read_edges(folder / f"edges_{split}{suffix}.npy", len(positions), vertices)
-        positions = positions.sub_(low).mul_(2 / (high - low)).sub_(1)
+        # to float32 last: far from 0 it has no digits left for the shape of a layout
+        positions = positions.sub_(low).mul_(2 / (high - low)).sub_(1).float()
+        if not (positions.isfinite().all() and positions.min() < positions.max()):
+            raise UsageError(
+                f"data_{split}{suffix}.npy in {folder} has no range on the scale of the training positions, "
+                f"{low} to {high}; {REMAKE}"
+            )
         layouts[split] = Layouts(positions, edges, sample_data=is_sample(folder))
     return layouts
 
@@ -95,7 +101,7 @@ def _read(path: Path) -> "np.ndarray":
 
 
 def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Tensor:
-    """Return positions `[N, n, T, dims]` as they are in the file, but for float32."""
+    """Return positions `[N, n, T, dims]` as they are in the file, in float64."""
     import numpy as np
 
     array = _read(path)
@@ -108,7 +114,7 @@ def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Ten
         raise UsageError(f"{path} has {file_vertices} vertices, not {vertices}: set --num_vertices {file_vertices}")
     if not 2 <= timesteps <= frames:
         raise UsageError(f"{path} has {frames} frames, so --timesteps can be 2 to {frames}, not {timesteps}")
-    positions = torch.from_numpy(np.array(array[:, :timesteps].transpose(0, 3, 1, 2), np.float32, order="C"))
+    positions = torch.from_numpy(np.array(array[:, :timesteps].transpose(0, 3, 1, 2), np.float64, order="C"))
     if not positions.isfinite().all():
         raise UsageError(f"{path} holds positions that are not finite: {REMAKE}")
     return positions

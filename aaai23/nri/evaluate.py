@@ -38,9 +38,17 @@ PRINTED = {"elbo": np.float64, "acc": np.float32, "precision": np.float32, "reca
 
 @torch.inference_mode()
 def measure(
-    model: RelationalInference, split: Layouts, args: Namespace, seed: int, bound: bool = True, edges: bool = True
-) -> dict[str, float]:
+    model: RelationalInference,
+    split: Layouts,
+    args: Namespace,
+    seed: int,
+    bound: bool = True,
+    edges: bool = True,
+    reading: str | None = None,
+) -> dict[str, Any]:
     """Return elbo, nll, kl and mse (`bound`), and acc, precision and recall (`edges`), all means over graphs.
+
+    With the edges comes `edge_reading`, "as_is" or "flipped": the model's "no edge" was read as "edge".
 
     The bound of aimle and imle is that of their MAP graphs, and `elbo_sampled` that of graphs drawn as in training;
     all other methods are measured along drawn graphs.
@@ -55,14 +63,15 @@ def measure(
         seed: of the noise.
         bound: whether to predict.
         edges: whether to compare edges.
+        reading: of the edges; None takes the better one, which is for validation graphs to say.
     """
     model.eval()
     theta = torch.cat([model.logits(inputs) for inputs in split.positions.split(args.eval_batch_size)])
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     if bound:
         figures.update(_measure_bounds(model, split, theta, args.eval_batch_size, seed))
     if edges:
-        figures.update(_measure_edges(model, split, theta, args, seed))
+        figures.update(_measure_edges(model, split, theta, args, seed, reading))
     return figures
 
 
@@ -95,8 +104,8 @@ def _measure_bound(
 
 
 def _measure_edges(
-    model: RelationalInference, split: Layouts, theta: Tensor, args: Namespace, seed: int
-) -> dict[str, float]:
+    model: RelationalInference, split: Layouts, theta: Tensor, args: Namespace, seed: int, reading: str | None
+) -> dict[str, Any]:
     """Measure directed edges drawn with the noise of their structure, Gumbel(0, 1) for trees, in every method."""
     generator = torch.Generator(theta.device).manual_seed(seed)
     structure, vertices, samples = model.sampler.structure, split.positions.shape[1], args.edge_metric_num_samples
@@ -104,7 +113,13 @@ def _measure_edges(
     utilities = theta + draw(structure.noise, theta.shape, like=theta, generator=generator)
     inferred = torch.cat([structure.solver(part) for part in utilities.split(args.eval_edge_metric_bs)])
     true = to_directed(split.edges, vertices).repeat_interleave(samples, dim=0)
-    return edge_metrics(model.directed(inferred, vertices), true).means()
+    found = edge_metrics(model.directed(inferred, vertices), true, reading)
+    return {**found.means(), "edge_reading": found.reading}
+
+
+def named(figures: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Return figures under the names that a record has for them; the reading of the edges is one for all splits."""
+    return {key if key == "edge_reading" else f"{split}_{key}": value for key, value in figures.items()}
 
 
 def load_trial(trial: Path, args: Namespace, device: torch.device) -> RelationalInference:
@@ -145,8 +160,11 @@ def evaluate_trials(
     with evaluation_run(args, data["test"].sample_data) as run:
         for index, (trial, model) in enumerate(zip(trials, models, strict=True)):
             seed = read_config(trial).get("seed", args.seed)
-            figures = {name: timed_measure(model, split, args, seed, name, index) for name, split in splits.items()}
-            run.log(index, {f"{name}_{key}": value for name in splits for key, value in figures[name].items()})
+            figures: dict[str, Any] = {}
+            for name, split in splits.items():
+                reading = figures.get("edge_reading")  # of the validation graphs, which come first
+                figures.update(named(timed_measure(model, split, args, seed, name, index, reading), name))
+            run.log(index, figures)
         measurements = {
             name: {key: np.array([e[f"{name}_{key}"] for e in run.history], kind) for key, kind in PRINTED.items()}
             for name in splits
@@ -154,16 +172,23 @@ def evaluate_trials(
         print("all_measurements", measurements)
         print("Saving data.", flush=True)
         save_measurements(folder / ALL_MEASUREMENTS, trials, run.history)
-        run.finish({key: statistics.fmean(e[key] for e in run.history) for key in run.history[0] if key != "trial"})
+        means = [key for key in run.history[0] if key not in ("trial", "edge_reading")]
+        run.finish({key: statistics.fmean(e[key] for e in run.history) for key in means})
     return measurements
 
 
 def timed_measure(
-    model: RelationalInference, split: Layouts, args: Namespace, seed: int, name: str, index: int
-) -> dict[str, float]:
+    model: RelationalInference,
+    split: Layouts,
+    args: Namespace,
+    seed: int,
+    name: str,
+    index: int,
+    reading: str | None,
+) -> dict[str, Any]:
     """Measure one trial on one split, and print how long it took."""
     start = time.perf_counter()
-    figures = measure(model, split, args, seed)
+    figures = measure(model, split, args, seed, reading=reading)
     print(f"{name} trial {index} for {args.experiments_folder} took {time.perf_counter() - start}s.", flush=True)
     return figures
 

@@ -61,6 +61,11 @@ class EdgeMetrics:
     recall: Tensor
     flipped: bool
 
+    @property
+    def reading(self) -> str:
+        """The reading as a record names it."""
+        return "flipped" if self.flipped else "as_is"
+
     def means(self) -> dict[str, float]:
         """Return the means over samples, under the names of the published tables."""
         return {
@@ -70,15 +75,16 @@ class EdgeMetrics:
         }
 
 
-def edge_metrics(inferred: Tensor, true: Tensor) -> EdgeMetrics:
-    """Return accuracy, precision and recall of inferred edges, in the reading of better mean precision.
+def edge_metrics(inferred: Tensor, true: Tensor, reading: str | None = None) -> EdgeMetrics:
+    """Return accuracy, precision and recall of inferred edges, in a reading, or in the one of better mean precision.
 
     Training never says which of two edge types is "edge", so both readings of the inferred 0/1 are scored, over all
-    samples given: give a whole split at once.
+    samples given: give all validation graphs at once, and the reading that they chose for all others.
 
     Args:
         inferred: 0/1 `[B, E]`.
         true: 0/1 `[B, E]`.
+        reading: "as_is" or "flipped"; None chooses.
 
     >>> edge_metrics(torch.tensor([[1, 1, 0, 0]]), torch.tensor([[1, 0, 0, 0]])).means()
     {'acc': 0.75, 'precision': 0.5, 'recall': 1.0}
@@ -87,7 +93,9 @@ def edge_metrics(inferred: Tensor, true: Tensor) -> EdgeMetrics:
         raise UsageError(f"inferred edges {tuple(inferred.shape)} and true {tuple(true.shape)} differ in shape")
     inferred, true = inferred > 0.5, true > 0.5
     as_is, flipped = _score(inferred, true, flipped=False), _score(~inferred, true, flipped=True)
-    return flipped if flipped.precision.mean() > as_is.precision.mean() else as_is
+    if reading is None:
+        return flipped if flipped.precision.mean() > as_is.precision.mean() else as_is
+    return {result.reading: result for result in (as_is, flipped)}[reading]
 
 
 def _score(inferred: Tensor, true: Tensor, flipped: bool) -> EdgeMetrics:

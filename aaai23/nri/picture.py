@@ -20,12 +20,18 @@ COLUMNS = 5
 
 
 @torch.inference_mode()
-def infer(model: RelationalInference, inputs: Tensor) -> Tensor:
-    """Return the best graph of each instance, without noise: adjacency matrices, bool `[B, n, n]`."""
+def infer(model: RelationalInference, inputs: Tensor, reading: str = "as_is") -> Tensor:
+    """Return the best graph of each instance, without noise: adjacency matrices, bool `[B, n, n]`.
+
+    Args:
+        model: the networks.
+        inputs: positions `[B, n, T, dims]`.
+        reading: "flipped" draws what the model takes for no edge, as its figures were measured.
+    """
     model.eval()
     vertices = inputs.shape[1]
     theta = model.logits(inputs)
-    edges = model.sampler.structure.solver(theta) > 0.5
+    edges = (model.sampler.structure.solver(theta) > 0.5) ^ (reading == "flipped")
     return adjacency(model.directed(edges, vertices), vertices)
 
 

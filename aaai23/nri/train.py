@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aaai23.arguments import config_of
 from aaai23.nri.data import SPLITS, Layouts
-from aaai23.nri.evaluate import measure
+from aaai23.nri.evaluate import measure, named
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.model import to_directed
 from aaai23.nri.picture import adjacency, draw_curves, draw_graphs, infer
@@ -167,10 +167,11 @@ class Session:
         }
         seed, edges = self.args.seed, self.args.log_edge_metric_val
         validation = measure(self.model, self.validation, self.args, seed, edges=edges)
-        figures.update({f"val_{key}": value for key, value in validation.items()})
+        figures.update(named(validation, "val"))
         if self.args.log_edge_metric_train:
-            found = measure(self.model, self.some_training_graphs(), self.args, seed, bound=False)
-            figures.update({f"train_{key}": value for key, value in found.items()})
+            reading = validation.get("edge_reading")
+            found = measure(self.model, self.some_training_graphs(), self.args, seed, bound=False, reading=reading)
+            figures.update(named(found, "train"))
         figures["beta"] = self.model.sampler.beta
         figures["lr"] = self.optimiser.param_groups[0]["lr"]
         return figures
@@ -180,13 +181,13 @@ class Session:
         count = len(self.validation)
         return Layouts(self.train.positions[:count], self.train.edges[:count])
 
-    def final(self) -> dict[str, float]:
+    def final(self) -> dict[str, Any]:
         """Return the figures of the weights that were kept, which stay loaded."""
         load_weights(self.trial, self.networks)
-        final: dict[str, float] = {}
+        final: dict[str, Any] = {}
         for name, split in (("val", self.validation), ("test", self.test)):
-            figures = measure(self.model, split, self.args, self.args.seed)
-            final.update({f"{name}_{key}": value for key, value in figures.items()})
+            reading = final.get("edge_reading")  # of the validation graphs, which come first
+            final.update(named(measure(self.model, split, self.args, self.args.seed, reading=reading), name))
         return final
 
 
@@ -215,7 +216,7 @@ def line(entry: Mapping[str, Any]) -> str:
 
 def run_seed(
     args: Namespace, data: Mapping[str, Layouts], device: torch.device, log: logging.Logger
-) -> Mapping[str, float]:
+) -> Mapping[str, Any]:
     """Train and measure one seed, with its record, trial folder, pictures and W&B mirror; returns the final figures.
 
     Args:
@@ -256,12 +257,12 @@ def run_seed(
             write_measurements(trial, run.history, map(line, run.history))
             log.info(line(run.history[-1]))
         final = session.final()
-        draw_pictures(run.path, session)
+        draw_pictures(run.path, session, final["edge_reading"])
         run.finish(final)
     return final
 
 
-def draw_pictures(record: Path, session: Session) -> None:
+def draw_pictures(record: Path, session: Session, reading: str) -> None:
     """Draw ten test graphs and the curves beside the record, as `seed<seed>_graphs.png` and `seed<seed>_curves.png`."""
     test = session.test
     title = f"{record.parent.name}, seed {session.args.seed}" + (", sample data" if test.sample_data else "")
@@ -270,7 +271,7 @@ def draw_pictures(record: Path, session: Session) -> None:
         record.with_name(f"{record.stem}_graphs.png"),
         positions[:, :, -1],
         adjacency(to_directed(test.edges[:10], vertices), vertices),
-        infer(session.model, positions),
+        infer(session.model, positions, reading),
         f"{title}: ten test graphs, last frame",
     )
     draw_curves(record.with_name(f"{record.stem}_curves.png"), session.history, title)
