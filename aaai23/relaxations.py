@@ -1,8 +1,12 @@
 """Relaxations that the experiments compare against: soft, differentiable stand-ins for a discrete choice.
 
-Everything is batched and differentiable, in float32 or float64 and on any device. The marginals of an exponential
-family are the gradient of its log partition function, and are computed as just that: a recursion in log space for
-the partition function, which subtracts nothing and so loses nothing to cancellation, and autograd for the rest.
+Everything is batched and differentiable, on any device; half precision is computed in float32. The marginals of an
+exponential family are the gradient of its log partition function, and are computed as just that: a recursion in log
+space for the partition function, which subtracts nothing and so loses nothing to cancellation, and autograd for the
+rest.
+
+Scores may be of any size. A score far below the others (-1e6, -1e9, -inf: a mask) stands for its limit at -inf: it is
+chosen only where too few others are left, and then like all others of its size. A NaN makes its row NaN.
 """
 
 import math
@@ -44,7 +48,8 @@ def gumbel_softmax(
     Raises:
         UsageError: the temperature is not positive.
     """
-    soft = _softmax(_perturbed(logits, generator), temperature)
+    _check_temperature(temperature)
+    soft = torch.softmax(_perturbed(logits, 1, generator) / temperature, dim=-1).to(logits.dtype)
     if not hard:
         return soft
     return straight_through(torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0), soft)
@@ -69,8 +74,8 @@ def concrete_max(logits: Tensor, k: int, temperature: float, generator: Generato
         UsageError: k is outside 1..N, or the temperature is not positive.
     """
     _check_subset_size(k, logits)
-    samples = gumbel_softmax(logits.expand(k, *logits.shape), temperature, generator=generator)
-    return samples.amax(dim=0)
+    repeated = _at_least_float32(logits).expand(k, *logits.shape)
+    return gumbel_softmax(repeated, temperature, generator=generator).amax(dim=0).to(logits.dtype)
 
 
 def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
@@ -79,7 +84,7 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
     Reference: Xie, Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", 2019.
 
     Args:
-        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        logits: log-weights, [..., N].
         k: size of the subset, 1 to N.
         temperature: positive; lower is closer to a subset and has gradients of larger variance.
         generator: source of the noise; torch's own when None.
@@ -91,14 +96,17 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
         UsageError: k is outside 1..N, or the temperature is not positive.
     """
     _check_subset_size(k, logits)
-    keys = _perturbed(logits, generator)
-    choice = _softmax(keys, temperature)
-    chosen = choice
+    _check_temperature(temperature)
+    scores = (_perturbed(logits, k, generator) / temperature).clamp(_LOG_ZERO, -_LOG_ZERO)
+    log_choice = torch.log_softmax(scores, dim=-1)
+    choice = chosen = log_choice.exp()
     for _ in range(k - 1):
-        keys = keys + _log_not_chosen(keys / temperature, choice)  # the mask accumulates
-        choice = _softmax(keys, temperature)
+        scores = scores + _log_not_chosen(log_choice, choice) / temperature  # the mask accumulates
+        scores = scores.clamp(min=_LOG_ZERO)
+        log_choice = torch.log_softmax(scores, dim=-1)
+        choice = log_choice.exp()
         chosen = chosen + choice
-    return chosen
+    return chosen.to(logits.dtype)
 
 
 def sst_k_subset(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
@@ -107,7 +115,7 @@ def sst_k_subset(logits: Tensor, k: int, temperature: float, generator: Generato
     Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
 
     Args:
-        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        logits: log-weights, [..., N].
         k: size of the subset, 1 to N.
         temperature: positive; lower is closer to a subset and has gradients of larger variance.
         generator: source of the noise; torch's own when None.
@@ -118,8 +126,9 @@ def sst_k_subset(logits: Tensor, k: int, temperature: float, generator: Generato
     Raises:
         UsageError: k is outside 1..N, or the temperature is not positive.
     """
+    _check_subset_size(k, logits)
     _check_temperature(temperature)
-    return k_subset_marginals(_perturbed(logits, generator) / temperature, k)
+    return k_subset_marginals(_perturbed(logits, k, generator) / temperature, k).to(logits.dtype)
 
 
 def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
@@ -129,7 +138,7 @@ def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
     prod_i (1 + x exp(logits_i)), multiplied out two and two in log2(N) rounds.
 
     Args:
-        logits: log-weights, [..., N]; -inf is never chosen, and k entries at least are finite.
+        logits: log-weights, [..., N].
         k: size of the subset, 1 to N.
 
     Returns:
@@ -139,7 +148,15 @@ def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
         UsageError: k is outside 1..N.
     """
     _check_subset_size(k, logits)
-    return _gradient(lambda theta: _log_subset_sum(theta, k), logits)
+    theta = _largest_finite(_at_least_float32(logits))
+    largest = theta.detach().topk(k, dim=-1).values
+    last = largest[..., -1:]
+    # Only what is near the k-th largest is in doubt; how far above it an entry is does not matter beyond that.
+    far = _negligible(theta.dtype)
+    near = (theta - last).clamp(_LOG_ZERO, far)
+    # The marginals do not change when all logits move; these keep the numbers small, hence their rounding.
+    near = near - (largest - last).clamp(max=far).mean(-1, keepdim=True)
+    return _gradient(lambda theta: _log_subset_sum(theta, k), near).to(logits.dtype)
 
 
 def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Tensor:
@@ -148,6 +165,8 @@ def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Ten
 
     Args:
         weights: log-weights of the edges, [B, n, n]; an edge has the mean of its two entries, the diagonal is unused.
+            Where the edges above a mask (-1e6, -1e9, -inf) do not connect the graph, each tree has as few masked edges
+            as can be, all equally likely.
         max_range: weights further than this below the largest one of their graph are raised to that distance;
             smaller keeps more edges in play, and more gradients alive, at the price of a softer tree.
 
@@ -161,8 +180,9 @@ def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Ten
         raise UsageError(f"weights must be [B, n, n] with n of 2 or more, got {list(weights.shape)}")
     n = weights.shape[-1]
     first, second = torch.triu_indices(n, n, 1, device=weights.device)
-    edges = (weights[..., first, second] + weights[..., second, first]) / 2
-    return _symmetric_matrix(spanning_tree_edge_marginals(edges, max_range), n)
+    edges = _at_least_float32(weights)
+    edges = 0.5 * edges[..., first, second] + 0.5 * edges[..., second, first]  # halved first: the sum might overflow
+    return _symmetric_matrix(spanning_tree_edge_marginals(edges, max_range), n).to(weights.dtype)
 
 
 def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -> Tensor:
@@ -187,8 +207,11 @@ def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -
         raise UsageError(f"no graph has {weights.shape[-1]} undirected edges; expected n (n - 1) / 2 weights")
     if not max_range > 0:
         raise UsageError(f"max_range must be positive, got {max_range}")
-    clipped = (weights - weights.amax(-1, keepdim=True)).clamp(min=max(-max_range, _LOG_ZERO))
-    return _gradient(lambda theta: _log_tree_sum(_symmetric_matrix(theta, n)), clipped)
+    theta = _largest_finite(_at_least_float32(weights))
+    theta = (theta - theta.amax(-1, keepdim=True)).clamp(min=max(-max_range, torch.finfo(theta.dtype).min))
+    if max_range > _negligible(theta.dtype):
+        theta = _narrow_gaps(theta)
+    return _gradient(lambda theta: _log_tree_sum(_symmetric_matrix(theta, n)), theta).to(weights.dtype)
 
 
 def independent_edge_marginals(weights: Tensor) -> Tensor:
@@ -206,23 +229,58 @@ def _check_temperature(temperature: float) -> None:
         raise UsageError(f"the temperature of a relaxation must be positive, got {temperature}")
 
 
-def _perturbed(logits: Tensor, generator: Generator | None) -> Tensor:
-    return logits + draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
+def _at_least_float32(scores: Tensor) -> Tensor:
+    return scores.float() if scores.itemsize < 4 else scores
 
 
-def _softmax(keys: Tensor, temperature: float) -> Tensor:
-    _check_temperature(temperature)
-    return torch.softmax(keys / temperature, dim=-1)
+def _largest_finite(scores: Tensor) -> Tensor:
+    """Return scores with the largest numbers of their dtype for infinities, whose differences are not numbers."""
+    limits = torch.finfo(scores.dtype)
+    return scores.clamp(limits.min, limits.max)
 
 
-def _log_not_chosen(scores: Tensor, choice: Tensor) -> Tensor:
-    """Compute log(1 - softmax(scores)), [..., N], given choice = softmax(scores), also where choice rounds to 1.
+def _negligible(dtype: torch.dtype) -> float:
+    """Return how far a log-weight lies below another that it changes nothing, even a million times: 40 in float32."""
+    return -2.5 * math.log(torch.finfo(dtype).eps)
+
+
+def _perturbed(logits: Tensor, k: int, generator: Generator | None) -> Tensor:
+    """Return logits plus Gumbel noise, up to a constant in each row."""
+    logits = _at_least_float32(logits)
+    largest = logits.detach().topk(k, dim=-1).values if k > 1 else logits.detach().amax(-1, keepdim=True)
+    largest = _largest_finite(largest)
+    # Noise is lost where it is added to large numbers; what the k largest have in common is taken off before.
+    common = largest[..., -1:].clamp(min=0) + largest[..., :1].clamp(max=0)
+    noise = draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
+    return logits - common + noise
+
+
+def _narrow_gaps(weights: Tensor) -> Tensor:
+    """Return weights [..., E] with the same marginals of trees, but with no gap between one and the next smaller one
+    that is wider than negligible: so rounding does not see how wide they were.
+
+    Weights between two wide gaps move together. Trees have as many edges from above a wide gap as they can, and which
+    ones depends on nothing below; hence a gap's width does not matter.
+    """
+    far = _negligible(weights.dtype)
+    with torch.no_grad():
+        ordered, order = weights.sort(dim=-1, descending=True)
+        steps = ordered - ordered.roll(1, -1)  # the first one, positive, is none
+        starts = steps < -far
+        # Of the group between two wide gaps that each weight is in: its largest, and where that one goes.
+        top = torch.where(starts, ordered, ordered[..., :1]).cummin(-1).values
+        goal = torch.where(starts, steps.clamp(-far, 0.0).cumsum(-1), 0.0).cummin(-1).values
+        top, goal = (torch.empty_like(weights).scatter_(-1, order, value) for value in (top, goal))
+    return weights - top + goal
+
+
+def _log_not_chosen(log_choice: Tensor, choice: Tensor) -> Tensor:
+    """Compute log(1 - choice) of probabilities [..., N], given their log too, also where one of them rounds to 1.
 
     Only the largest entry can do so: there, 1 - choice is the share of all the others, summed as such.
     """
-    top = scores.argmax(-1, keepdim=True)
-    others = scores.scatter(-1, top, -math.inf).logsumexp(-1, keepdim=True)
-    log_share_of_others = others - scores.logsumexp(-1, keepdim=True)
+    top = log_choice.argmax(-1, keepdim=True)
+    log_share_of_others = log_choice.scatter(-1, top, -math.inf).logsumexp(-1, keepdim=True)
     return torch.log1p(-choice.scatter(-1, top, 0.0)).scatter(-1, top, log_share_of_others)
 
 
@@ -235,9 +293,7 @@ def _gradient(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
 
 
 def _log_subset_sum(logits: Tensor, k: int) -> Tensor:
-    """Compute the log of the sum of exp(<z, logits>) over all k-subsets z, up to a constant; [..., N] -> [...]."""
-    # The marginals do not change when all logits move; these keep the numbers small, hence their rounding.
-    logits = logits.clamp(min=_LOG_ZERO) - logits.topk(k, dim=-1).values.mean(-1, keepdim=True).detach()
+    """Compute the log of the sum of exp(<z, logits>) over all k-subsets z; [..., N] -> [...]."""
     size = logits.shape[-1]
     logits = F.pad(logits, (0, 2 ** math.ceil(math.log2(size)) - size), value=_LOG_ZERO).movedim(-1, 0)
     polynomials = torch.stack([torch.zeros_like(logits), logits])  # log coefficients of 1 + x exp(logit), [2, N, ...]
@@ -270,8 +326,9 @@ def _log_tree_sum(weights: Tensor) -> Tensor:
 
 
 def _symmetric_matrix(edges: Tensor, n: int) -> Tensor:
+    """Return edges [..., n (n - 1) / 2] as matrices [..., n, n] with a diagonal of zeros."""
     first, second = torch.triu_indices(n, n, 1, device=edges.device)
-    matrix = edges.new_zeros(*edges.shape[:-1], n, n)
-    matrix[..., first, second] = edges
-    matrix[..., second, first] = edges
-    return matrix
+    position = torch.full((n, n), edges.shape[-1], device=edges.device)  # of the zero that is appended
+    position[first, second] = position[second, first] = torch.arange(edges.shape[-1], device=edges.device)
+    # several times faster than writing into a matrix, and so are its derivatives
+    return F.pad(edges, (0, 1)).index_select(-1, position.flatten()).unflatten(-1, (n, n))

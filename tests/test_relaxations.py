@@ -32,6 +32,250 @@ def random_symmetric(batch, n, scale=1.0):
     return (weights + weights.mT) / 2
 
 
+def published_softsub(keys, k, temperature):
+    chosen = 0
+    for _ in range(k):
+        choice = torch.softmax(keys / temperature, -1)
+        chosen = chosen + choice
+        keys = keys + torch.log(1 - choice)
+    return chosen
+
+
+# Scores of any size: all that is far below the rest stands for its limit at minus infinity, here at -LIMIT
+
+
+LIMIT = 100.0
+MASKS = [-1e6, -1e9, torch.finfo(torch.float32).min, -math.inf]
+TOLERANCE = {torch.float32: 2e-5, DOUBLE: 1e-9, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def assert_limit(function, values, levels, unit, states, dtype):
+    """Compare function(values + levels * unit), and its gradient, with enumeration at levels LIMIT apart.
+
+    Values [E] are small multiples of 1/8, levels [E] whole numbers from 0 down, and states [C, E].
+    """
+    values, levels = torch.as_tensor(values, dtype=DOUBLE), torch.as_tensor(levels, dtype=DOUBLE)
+    limit = (values + levels * LIMIT).unsqueeze(0).requires_grad_()
+    expected = exact_marginals(limit, states.to(DOUBLE), 1.0)
+    slope = torch.linspace(-1, 1, len(values), dtype=DOUBLE)
+    (expected * slope).sum().backward()
+
+    scores = torch.where(levels < 0, values + levels * unit, values).to(dtype).unsqueeze(0).requires_grad_()
+    found = function(scores)
+    assert found.dtype == dtype
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(found.to(DOUBLE), expected.detach(), atol=tolerance, rtol=0)
+    (found * slope.to(dtype)).sum().backward()
+    assert scores.grad.isfinite().all()
+    inner = scores.detach()[0].isfinite()
+    torch.testing.assert_close(scores.grad[0, inner].to(DOUBLE), limit.grad[0, inner], atol=2 * tolerance, rtol=0)
+
+
+def edges_of(n):
+    return torch.triu_indices(n, n, 1)
+
+
+def trees_as_edges(n):
+    first, second = edges_of(n)
+    return all_spanning_trees(n)[:, first, second]
+
+
+def multiples_of_an_eighth(size, generator):
+    return torch.randint(-8, 9, (size,), generator=generator).to(DOUBLE) / 8
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+@pytest.mark.parametrize("mask", MASKS)
+def test_padding_around_a_triangle_leaves_its_tree_marginals_alone(n, mask):
+    weights = torch.full((1, n, n), mask)
+    weights[0, :3, :3] = torch.tensor([[0, 1, 0.5], [1, 0, -1], [0.5, -1, 0]])
+    marginals = R.spanning_tree_marginals(weights)[0]
+    triangle = torch.stack([marginals[0, 1], marginals[0, 2], marginals[1, 2]])
+    torch.testing.assert_close(triangle, torch.tensor([0.90038, 0.83575, 0.26388]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(marginals.triu().sum(), torch.tensor(n - 1.0), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("components", [(3, 2), (2, 2, 1), (1, 1, 1, 1, 1), (5,)])
+def test_masked_tree_marginals_of_several_components_are_the_limit(components, mask, dtype):
+    member = torch.cat([torch.full((size,), i) for i, size in enumerate(components)])
+    first, second = edges_of(5)
+    across = (member[first] != member[second]).to(DOUBLE)
+    values = multiples_of_an_eighth(10, seeded()) * (1 - across)
+    assert_limit(R.spanning_tree_edge_marginals, values, -across, -mask, trees_as_edges(5), dtype)
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e6, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("seed", range(4))
+def test_tree_marginals_of_huge_scores_keep_small_differences(seed, dtype, unit):
+    generator = seeded(seed)
+    levels = -torch.randint(0, 4, (10,), generator=generator)
+    values = multiples_of_an_eighth(10, generator)
+    values = torch.where(levels < 0, values.round() * (unit < 1e30), values)  # what float32 can tell at that size
+    assert_limit(R.spanning_tree_edge_marginals, values, levels, unit, trees_as_edges(5), dtype)
+
+
+def test_an_edge_masked_in_one_of_its_two_entries_is_masked():
+    weights = random_symmetric(1, 4)
+    weights[0, 0, 1] = weights[0, 3, 2] = -math.inf
+    marginals = R.spanning_tree_marginals(weights)[0]
+    assert marginals[0, 1] < 1e-30 and marginals[2, 3] < 1e-30
+    torch.testing.assert_close(marginals.triu().sum(), torch.tensor(3.0, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tree_marginals_do_not_overflow_at_the_largest_numbers(dtype):
+    limits = torch.finfo(dtype)
+    weights = torch.full((1, 4, 4), limits.min, dtype=dtype)
+    weights[0, :3, :3] = limits.max
+    first, second = edges_of(4)
+    found = R.spanning_tree_marginals(weights)[0, first, second]
+    expected = (torch.tensor([2, 2, 1, 2, 1, 1], dtype=DOUBLE) / 3).to(dtype)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kept", [2, 3, 5])  # k is 3: fewer than k, as many, more
+def test_masked_subset_marginals_are_the_limit(kept, mask, dtype):
+    values = multiples_of_an_eighth(7, seeded())
+    masked = (torch.arange(7) >= kept).to(DOUBLE)
+    values = values * (1 - masked)
+    function = lambda logits: R.k_subset_marginals(logits, 3)  # noqa: E731
+    assert_limit(function, values, -masked, -mask, all_subsets(7, 3), dtype)
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e6, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("seed", range(4))
+def test_subset_marginals_of_huge_scores_keep_small_differences(seed, dtype, unit):
+    generator = seeded(seed)
+    levels = -torch.randint(0, 3, (9,), generator=generator)
+    values = multiples_of_an_eighth(9, generator)
+    values = torch.where(levels < 0, values.round() * (unit < 1e30), values)
+    function = lambda logits: R.k_subset_marginals(logits, 4)  # noqa: E731
+    assert_limit(function, values, levels, unit, all_subsets(9, 4), dtype)
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_marginals_do_not_change_when_all_scores_move(offset):
+    values = torch.randint(-3, 4, (4, 10)).float()
+    for function in (R.spanning_tree_edge_marginals, lambda x: R.k_subset_marginals(x, 4)):
+        torch.testing.assert_close(function(values + offset), function(values))
+
+
+@pytest.mark.parametrize("relaxation", [*SUBSET_RELAXATIONS, None])
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_samples_do_not_change_when_all_logits_move(relaxation, offset):
+    logits = torch.randint(-3, 4, (4, 10)).float()
+
+    def sample(x):
+        if relaxation is None:
+            return R.gumbel_softmax(x, 0.5, generator=seeded())
+        return relaxation(x, 4, 0.5, generator=seeded())
+
+    torch.testing.assert_close(sample(logits + offset), sample(logits))
+
+
+@pytest.mark.parametrize("relaxation", [*SUBSET_RELAXATIONS, None])
+@pytest.mark.parametrize("mask", MASKS)
+def test_samples_of_masked_logits_are_those_of_the_others(relaxation, mask):
+    logits = torch.randn(20, 9)
+    logits[:, 5:] = mask
+    slope = torch.randn(20, 9)
+
+    def sample_and_gradient(logits):
+        logits = logits.clone().requires_grad_()
+        if relaxation is None:
+            sample = R.gumbel_softmax(logits, 0.5, generator=seeded())
+        else:
+            sample = relaxation(logits, 3, 0.5, generator=seeded())
+        (sample * slope).sum().backward()
+        return sample, logits.grad
+
+    sample, gradient = sample_and_gradient(logits)
+    assert (sample[:, 5:] == 0).all() and (gradient[:, 5:] == 0).all()
+    expected, expected_gradient = sample_and_gradient(logits.clamp(min=-LIMIT))  # the same noise, moderate numbers
+    torch.testing.assert_close(sample, expected)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_softsub_follows_the_published_recursion_on_the_others(mask):
+    logits = torch.full((30, 8), mask, dtype=torch.float32)
+    logits[:, :5] = torch.randn(30, 5)
+    kept = logits[:, :5].double().requires_grad_()
+    expected = published_softsub(kept + gumbel_like(logits)[:, :5].double(), 3, 0.8)
+    slope = torch.randn(30, 5, dtype=DOUBLE)
+    (expected * slope).sum().backward()
+    logits.requires_grad_()
+    found = R.softsub(logits, 3, 0.8, generator=seeded())[:, :5]
+    (found * slope.float()).sum().backward()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.grad[:, :5].double(), kept.grad, atol=1e-4, rtol=1e-4)
+    assert (logits.grad[:, 5:] == 0).all()
+
+
+def test_one_huge_logit_among_small_ones_is_chosen_and_leaves_their_differences():
+    logits = torch.randn(50, 7)
+    noise = gumbel_like(logits)
+    for huge in (1e6, 1e30):
+        logits[:, 2] = huge
+        for relaxation in (R.softsub, R.sst_k_subset):
+            sample = relaxation(logits, 3, 0.5, generator=seeded())
+            torch.testing.assert_close(sample[:, 2], torch.ones(50))
+            others = torch.arange(7) != 2
+            keys = (logits + noise)[:, others].double()
+            expected = (
+                published_softsub(keys, 2, 0.5) if relaxation is R.softsub else R.k_subset_marginals(keys / 0.5, 2)
+            )
+            torch.testing.assert_close(sample[:, others].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("relaxation", SUBSET_RELAXATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_samples_of_half_precision_are_computed_in_single_precision(relaxation, dtype):
+    logits = (3 * torch.randn(6, 9)).to(dtype)
+    logits[:, 7:] = torch.finfo(dtype).min
+    logits.requires_grad_()
+    sample = relaxation(logits, 4, 0.1, generator=seeded())
+    single = logits.detach().float().requires_grad_()
+    expected = relaxation(single, 4, 0.1, generator=seeded())
+    assert torch.equal(sample, expected.to(dtype))
+    slope = torch.randn(6, 9).to(dtype)
+    (sample * slope).sum().backward()
+    (expected * slope.float()).sum().backward()
+    torch.testing.assert_close(logits.grad, single.grad.to(dtype))
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3)])
+def test_every_relaxation_takes_any_leading_dimensions(lead):
+    rows, edges = torch.randn(math.prod(lead), 6), torch.randn(math.prod(lead), 10)
+    u, v = edges_of(5)
+    functions = [lambda x, r=r: r(x, 3, 0.5, generator=seeded()) for r in SUBSET_RELAXATIONS]
+    functions += [lambda x: R.gumbel_softmax(x, 0.5, generator=seeded()), lambda x: R.k_subset_marginals(x, 3)]
+    for function in functions:
+        torch.testing.assert_close(function(rows.view(*lead, 6)), function(rows).view(*lead, 6))
+    marginals = R.spanning_tree_edge_marginals(edges)
+    torch.testing.assert_close(R.spanning_tree_edge_marginals(edges.view(*lead, 10)), marginals.view(*lead, 10))
+    matrices = torch.zeros(*lead, 5, 5)
+    matrices[..., u, v] = 2 * edges.view(*lead, 10)
+    torch.testing.assert_close(R.spanning_tree_marginals(matrices)[..., u, v], marginals.view(*lead, 10))
+
+
+def test_a_row_with_a_missing_number_is_missing_and_leaves_the_others_alone():
+    values = torch.randn(3, 10)
+    for function in (R.spanning_tree_edge_marginals, lambda x: R.k_subset_marginals(x, 4)):
+        expected = function(values)
+        broken = values.clone()
+        broken[1, 4] = math.nan
+        found = function(broken)
+        assert found[1].isnan().all()
+        assert torch.equal(found[[0, 2]], expected[[0, 2]])
+
+
 # Marginals of k-subsets
 
 
@@ -46,13 +290,6 @@ def test_marginals_of_one_subset_are_softmax_and_of_all_are_one():
     logits = torch.randn(3, 11, dtype=DOUBLE)
     torch.testing.assert_close(R.k_subset_marginals(logits, 1), logits.softmax(-1))
     torch.testing.assert_close(R.k_subset_marginals(logits, 11), torch.ones_like(logits))
-
-
-def test_subset_marginals_take_any_leading_shape():
-    logits = torch.randn(2, 3, 6, dtype=DOUBLE)
-    marginals = R.k_subset_marginals(logits, 2)
-    assert marginals.shape == (2, 3, 6)
-    torch.testing.assert_close(marginals[1, 2], R.k_subset_marginals(logits[1, 2], 2))
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 2), (8, 3), (6, 5)])
@@ -186,12 +423,13 @@ def test_independent_edges_are_enumerated_too():
 
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     soft = torch.rand(100, requires_grad=True)
-    hard = soft.round().requires_grad_()
+    hard = soft.detach().round().requires_grad_()
     slope = torch.randn(100)
     result = R.straight_through(hard, soft)
     assert torch.equal(result, hard)
     (result * slope).sum().backward()
     assert torch.equal(soft.grad, slope)
+    assert hard.grad is None
 
 
 def test_hard_gumbel_softmax_is_one_hot_and_as_frequent_as_softmax():
@@ -253,11 +491,7 @@ def test_concrete_max_is_the_maximum_of_independent_samples_and_can_repeat_itsel
 
 def test_softsub_follows_the_published_recursion():
     logits = torch.randn(6, 7, dtype=DOUBLE)
-    keys, expected = logits + gumbel_like(logits), 0
-    for _ in range(3):
-        choice = torch.softmax(keys / 0.8, -1)
-        expected = expected + choice
-        keys = keys + torch.log(1 - choice)
+    expected = published_softsub(logits + gumbel_like(logits), 3, 0.8)
     torch.testing.assert_close(R.softsub(logits, 3, 0.8, generator=seeded()), expected)
     torch.testing.assert_close(expected.sum(-1), torch.full((6,), 3.0, dtype=DOUBLE))
 

@@ -15,8 +15,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import dijkstra
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imle.aimle import aimle
+from imle.imle import imle
+from imle.noise import GumbelNoiseDistribution
 from imle.solvers import (
     batched,
     mathias_select_k,
@@ -28,7 +31,7 @@ from imle.solvers import (
 from imle.target import TargetDistribution
 from tests.oracles import all_simple_paths, all_spanning_trees, all_subsets, exact_marginals, map_state
 
-SMALL, LARGE = 7, 3000  # rows: LARGE takes the sorting network, SMALL does not
+SMALL, LARGE = 7, 3000  # rows: LARGE, of 8 to 32 entries, takes the sorting network, SMALL does not
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -73,13 +76,13 @@ def test_exact_marginals_of_one_of_n_are_a_softmax_and_freeze_into_the_map_state
 
 
 @pytest.mark.parametrize("rows", [SMALL, LARGE])
-@pytest.mark.parametrize("k", [1, 2, 5, 6])
+@pytest.mark.parametrize("k", [1, 2, 5, 8])
 def test_select_k_is_the_best_of_all_subsets(rows, k):
-    theta = torch.randn(rows, 6, dtype=torch.float64)
-    assert torch.equal(select_k(theta, k), map_state(theta, all_subsets(6, k)))
+    theta = torch.randn(rows, 8, dtype=torch.float64)
+    assert torch.equal(select_k(theta, k), map_state(theta, all_subsets(8, k)))
 
 
-@pytest.mark.parametrize("n", [2, 3, 20, 33, 64, 65])
+@pytest.mark.parametrize("n", [2, 3, 8, 13, 20, 32, 33])
 def test_select_k_agrees_with_a_full_sort_for_every_k(n):
     theta = torch.randn(LARGE, n, dtype=torch.float64)
     ranks = theta.argsort(dim=1, descending=True).argsort(dim=1)
@@ -135,12 +138,12 @@ def test_select_k_leaves_its_input_alone_and_returns_no_gradient(rows):
 
 @pytest.mark.parametrize("rows", [SMALL, LARGE])
 def test_a_mask_leaves_the_best_of_the_allowed_subsets(rows):
-    theta = torch.randn(rows, 6, dtype=torch.float64)
-    mask = torch.tensor([True, False, True, True, False, True])
-    allowed = all_subsets(6, 2)
+    theta = torch.randn(rows, 8, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True, False, True, True, False])
+    allowed = all_subsets(8, 2)
     allowed = allowed[(allowed[:, ~mask] == 0).all(dim=1)]
     assert torch.equal(select_k(theta, 2, mask), map_state(theta, allowed))
-    assert torch.equal(select_k(theta, 2, mask.expand(rows, 6)), map_state(theta, allowed))
+    assert torch.equal(select_k(theta, 2, mask.expand(rows, 8)), map_state(theta, allowed))
 
 
 @pytest.mark.parametrize("rows", [SMALL, LARGE])
@@ -157,6 +160,53 @@ def test_a_masked_row_gets_k_or_all_that_is_allowed(rows, dtype):
     assert (mask.sum(dim=1) < 4).any() and (mask.sum(dim=1) > 4).any()
 
 
+class Operations(TorchDispatchMode):
+    """Record the names of the operations that run, and the shape of the first tensor of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        shape = next((tuple(arg.shape) for arg in args if isinstance(arg, torch.Tensor)), ())
+        self.seen.append((function.overloadpacket.__name__, shape))
+        return function(*args, **kwargs or {})
+
+    def shapes(self, *names):
+        return [shape for name, shape in self.seen if name in names]
+
+
+def operations(theta, k):
+    with Operations() as recorded:
+        select_k(theta, k)
+    return recorded
+
+
+def test_many_short_rows_are_selected_without_topk_but_for_rows_with_ties():
+    theta = torch.randn(LARGE, 20)
+    for k in (1, 10, 19):
+        assert operations(theta, k).shapes("topk") == []
+    assert operations(theta[:SMALL], 10).shapes("topk") == [(SMALL, 20)]
+    assert operations(torch.randn(LARGE, 45), 10).shapes("topk") == [(LARGE, 45)]
+    assert operations(torch.randn(LARGE, 4), 2).shapes("topk") == [(LARGE, 4)]
+    theta[5] = 0.0
+    assert operations(theta, 10).shapes("topk") == [(1, 20)]
+
+
+@pytest.mark.parametrize("k, needed", [(1, 120), (10, 144), (19, 120)])
+def test_only_comparisons_that_the_kth_largest_depends_on_are_made(k, needed):
+    # Batcher's network sorts 20 entries by 97 comparators, a maximum and a minimum each: 194 operations.
+    assert len(operations(torch.randn(LARGE, 20), k).shapes("maximum", "minimum")) <= needed
+
+
+def test_very_many_rows_are_worked_through_in_pieces():
+    theta = torch.randn(140_001, 8)
+    recorded = operations(theta, 3)
+    assert max(rows for rows, *_ in recorded.shapes("maximum", "minimum")) <= 70_000
+    expected = torch.zeros_like(theta).scatter_(1, theta.topk(3).indices, 1.0)
+    assert torch.equal(select_k(theta, 3), expected)
+
+
 def test_a_mask_broadcasts_over_the_dimensions_between():
     theta, mask = torch.randn(5, 3, 7), torch.rand(5, 1, 7) < 0.6
     assert torch.equal(select_k(theta, 3, mask), select_k(theta, 3, mask.expand(5, 3, 7).clone()))
@@ -166,6 +216,14 @@ def test_a_mask_broadcasts_over_the_dimensions_between():
 def test_top_k_without_ties_is_the_same_under_both_rules_and_any_monotone_map(solver):
     theta = torch.randn(50, 9, dtype=torch.float64)
     assert torch.equal(solver(theta, 4), select_k(theta.exp() * 3 - 1, 4))
+
+
+def test_mathias_select_k_does_not_depend_on_memory_layout_or_leading_dimensions():
+    theta = torch.randint(0, 5, (4, 3, 8)).double()
+    z = mathias_select_k(theta, 3)
+    rows = torch.stack([mathias_select_k(row, 3) for row in theta.flatten(0, 1)])
+    assert torch.equal(z.flatten(0, 1), rows)
+    assert torch.equal(mathias_select_k(transposed_copy(theta), 3), z)
 
 
 def test_mathias_select_k_takes_all_that_reach_the_threshold():
@@ -181,12 +239,39 @@ def test_top_k_refuses_what_it_cannot_answer():
             solver(theta, k)
     with pytest.raises(ValueError, match="at least one dimension"):
         select_k(torch.tensor(1.0), 1)
-    with pytest.raises(TypeError, match="floating point"):
-        select_k(torch.arange(4), 1)
     with pytest.raises(TypeError, match="mask must be bool"):
         select_k(theta, 1, torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"\(3, 5\) for parameters \(3, 4\)"):
         select_k(theta, 1, torch.ones(3, 5, dtype=torch.bool))
+
+
+SOLVERS = {
+    "select_k": (lambda theta: select_k(theta, 1), (2, 4)),
+    "select_k, many rows": (lambda theta: select_k(theta, 1), (LARGE, 10)),
+    "mathias_select_k": (lambda theta: mathias_select_k(theta, 1), (2, 4)),
+    "spanning_tree": (spanning_tree, (2, 3, 3)),
+    "spanning_tree_edges": (spanning_tree_edges, (2, 3)),
+    "shortest_path": (shortest_path, (2, 3, 3)),
+    "batched": (batched(lambda theta: theta), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_every_solver_says_that_parameters_must_be_floating_point(name, dtype):
+    solver, shape = SOLVERS[name]
+    with pytest.raises(TypeError, match=f"must be floating point, not {dtype}; convert"):
+        solver(torch.zeros(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_takes_any_memory_layout_and_leaves_its_input_alone(name):
+    solver, shape = SOLVERS[name]
+    theta = torch.rand(shape, dtype=torch.float64)
+    before = theta.clone()
+    z = solver(theta)
+    assert torch.equal(theta, before) and z.shape == theta.shape and z.dtype == theta.dtype
+    assert torch.equal(solver(transposed_copy(theta)), z)
 
 
 def test_solvers_answer_an_empty_batch():
@@ -229,6 +314,83 @@ def test_on_ties_the_result_is_a_tree_of_greatest_weight(dtype):
     best = map_state(weights.double(), all_spanning_trees(5))
     assert torch.equal((z * weights).double().sum((1, 2)), (best * weights).double().sum((1, 2)))
     assert_trees(spanning_tree(torch.zeros(2, 6, 6, dtype=dtype)))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_an_edge_has_the_mean_of_its_two_entries_as_weight(n):
+    weights = torch.randn(60, n, n, dtype=torch.float64)
+    expected = map_state((weights + weights.mT) / 2, all_spanning_trees(n))
+    assert torch.equal(spanning_tree(weights), expected)
+    assert torch.equal(spanning_tree(weights.mT), expected)
+    assert torch.equal(spanning_tree(2 * weights.triu(1)), map_state(weights.triu(1), all_spanning_trees(n)))
+
+
+@pytest.mark.parametrize("missing", [-math.inf, math.nan])
+def test_minus_infinity_or_nan_in_one_of_its_two_entries_means_no_edge(missing):
+    for other in (9.0, math.inf):
+        weights = torch.tensor([[0.0, 9.0, 1.0], [9.0, 0.0, 2.0], [1.0, 2.0, 0.0]])
+        for u, v in [(0, 1), (1, 0)]:
+            broken = weights.clone()
+            broken[u, v], broken[v, u] = missing, other
+            assert spanning_tree(broken).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_mean_of_two_entries_does_not_overflow_and_is_not_rounded_away(dtype):
+    largest = torch.finfo(dtype).max
+    weights = torch.full((3, 3), 0.75 * largest, dtype=dtype)
+    weights[0, 1] = weights[1, 0] = largest
+    weights[1, 2] = weights[2, 1] = -largest
+    assert spanning_tree(weights).tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
+    weights = torch.full((3, 3), -largest, dtype=dtype)
+    weights[0, 1] = weights[1, 0] = -0.75 * largest
+    weights[1, 2] = weights[2, 1] = 0.5 * largest
+    assert spanning_tree(weights).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    one = torch.ones((), dtype=dtype)
+    next_up = one + torch.finfo(dtype).eps
+    weights = torch.full((3, 3), 1.0, dtype=dtype)
+    weights[0, 2] = next_up  # on average between the two numbers
+    weights[1, 2] = weights[2, 1] = next_up
+    if dtype in (torch.bfloat16, torch.float16):
+        assert spanning_tree(weights).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+
+
+def test_gradients_of_a_spanning_tree_do_not_depend_on_the_triangle_of_dy():
+    weights = torch.tensor([[[0.0, 3.0, 2.0], [3.0, 0.0, 1.0], [2.0, 1.0, 0.0]]])
+    found = []
+    for u, v in [(0, 1), (1, 0)]:
+        theta = weights.clone().requires_grad_()
+        imle(target_distribution=TargetDistribution(beta=5.0))(spanning_tree)(theta)[0, u, v].backward()
+        found.append(theta.grad[0].tolist())
+    assert found == 2 * [[[0, 1, 0], [1, 0, -1], [0, -1, 0]]]
+
+
+def test_noise_on_both_triangles_is_averaged_and_gradients_are_those_of_one_symmetric_matrix():
+    rows, beta, gradients = 4000, 1.5, []
+    weights = symmetric(1, 4, 4).expand(rows, 4, 4)
+    for u, v in [(0, 1), (1, 0)]:
+        theta = weights.clone().requires_grad_()
+        torch.manual_seed(3)
+        solver = imle(
+            noise_distribution=GumbelNoiseDistribution(),
+            target_distribution=TargetDistribution(beta=beta),
+            theta_noise_temperature=1.0,
+            target_noise_temperature=1.0,
+        )(spanning_tree)
+        solver(theta)[:, u, v].sum().backward()
+        gradients.append(theta.grad)
+    assert torch.equal(*gradients) and torch.equal(gradients[0], gradients[0].mT)
+    # In the mean, and in the variance, what a plain loop over the two triangles' averaged noise gives.
+    noise = GumbelNoiseDistribution().sample((rows, 4, 4)).double()
+    theta = weights + (noise + noise.mT) / 2
+    moved = theta.clone()
+    moved[:, 0, 1] -= beta / 2
+    moved[:, 1, 0] -= beta / 2
+    trees = all_spanning_trees(4)
+    expected = map_state(theta, trees) - map_state(moved, trees)
+    error = ((gradients[0].var(0) + expected.var(0)) / rows).sqrt()
+    assert ((gradients[0].mean(0) - expected.mean(0)).abs() <= 4 * error).all()
+    assert (gradients[0].var(0) - expected.var(0)).abs().max() < 4 * (2 / rows) ** 0.5
 
 
 def test_an_edge_of_weight_minus_infinity_is_used_only_where_the_graph_falls_apart_without_it():
@@ -280,8 +442,6 @@ def test_spanning_trees_are_refused_for_what_is_no_graph():
     for shape in [(2, 4), ()]:
         with pytest.raises(ValueError, match=r"n \(n - 1\) / 2"):
             spanning_tree_edges(torch.zeros(shape))
-    with pytest.raises(TypeError, match="floating point"):
-        spanning_tree(torch.zeros(2, 3, 3, dtype=torch.long))
 
 
 # --- shortest paths --------------------------------------------------------------------------------------------
@@ -346,6 +506,34 @@ def test_shortest_path_winds_through_a_maze():
 
 
 @pytest.mark.parametrize("neighbours", [4, 8])
+def test_shortest_path_through_random_mazes_costs_what_dijkstra_finds(neighbours):
+    mazes = torch.where(torch.rand(30, 9, 8) < 0.45, 100.0, 1.0 + torch.rand(30, 9, 8)).double()
+    z = shortest_path(mazes, neighbours)
+    assert_paths(z, neighbours)
+    expected = [dijkstra_costs(maze, neighbours) for maze in mazes.numpy()]
+    torch.testing.assert_close((z * mazes).sum((1, 2)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_with_8_neighbours_a_path_takes_steps_in_every_direction():
+    rows = [
+        ".......#",
+        "#######.",
+        "##..###.",
+        "#.##...#",
+        "#.######",
+        "#.##.###",
+        "#.#.#.##",
+        "#.#.#.##",
+        "#.#.#.##",
+        "##.###..",
+    ]
+    maze = torch.tensor([[1.0 if cell == "." else 100.0 for cell in row] for row in rows])
+    z = shortest_path(maze.unsqueeze(0), neighbours=8)
+    assert torch.equal(z[0], (maze == 1).float())  # the only way without a wall
+    assert_paths(z, neighbours=8)
+
+
+@pytest.mark.parametrize("neighbours", [4, 8])
 def test_cells_that_cost_nothing_do_not_lead_in_circles(neighbours):
     costs = torch.randint(0, 2, (80, 6, 6)).float()
     costs[0] = 0.0
@@ -400,21 +588,24 @@ def test_a_path_mirrored_at_the_diagonal_is_the_path_of_the_mirrored_costs():
     assert torch.equal(shortest_path(costs.flip(1, 2)), shortest_path(costs).flip(1, 2))
 
 
-def test_paths_do_not_depend_on_memory_layout_or_leading_dimensions():
-    costs = torch.rand(2, 3, 4, 5)
+def test_paths_do_not_depend_on_the_rest_of_the_batch():
+    costs = torch.rand(6, 4, 5)
     z = shortest_path(costs)
-    assert torch.equal(shortest_path(transposed_copy(costs)), z)
-    assert torch.equal(shortest_path(costs[0, 1]), z[0, 1])
+    for i in range(6):
+        assert torch.equal(shortest_path(costs[i : i + 1]), z[i : i + 1])
 
 
 def test_shortest_path_refuses_what_it_cannot_answer():
     with pytest.raises(ValueError, match="4 or 8; it is 6"):
         shortest_path(torch.zeros(1, 2, 2), neighbours=6)
-    for shape in [(3,), (2, 0, 3)]:
-        with pytest.raises(ValueError, match="grids"):
+    for shape in [(3,), (2, 0, 3), (5, 40), (2, 3, 4, 5)]:
+        with pytest.raises(ValueError, match=r"batch of grids, \[B, H, W\]; their shape is"):
             shortest_path(torch.zeros(shape))
-    with pytest.raises(TypeError, match="floating point"):
-        shortest_path(torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+def test_flat_costs_are_no_grid_for_an_estimator_either():
+    with pytest.raises(ValueError, match=r"batch of grids, \[B, H, W\]"):
+        aimle(shortest_path, _is_minimization=True)(torch.rand(5, 40))
 
 
 # --- batched ---------------------------------------------------------------------------------------------------
@@ -509,20 +700,92 @@ def test_further_arguments_are_dealt_out_where_their_first_dimension_is_the_batc
     solver(theta, rows, table, sizes=np.array([7, 8, 9]), word="abc")
     assert [list(row) for row, *_ in seen] == [[0, 1], [2, 3], [4, 5]]
     assert all(isinstance(row, torch.Tensor) == (instance == "torch") for row, *_ in seen)
-    assert all(item is table for _, item, *_ in seen)
+    assert all(torch.equal(item, table) for _, item, *_ in seen)
     assert [(int(size), word) for *_, size, word in seen] == [(7, "abc"), (8, "abc"), (9, "abc")]
 
 
-@pytest.mark.parametrize("instance", ["numpy", "torch"])
-def test_a_lifted_solver_may_write_on_its_input_and_return_it(instance):
-    @batched(instance=instance)
-    def scribble(theta):
-        theta[:] = theta + 1
+def scribble_on_everything(theta, *args, **kwargs):
+    """Return theta + 1, written on theta, if this instance sees all arguments as they were, and write on them all."""
+    intact = True
+    for value in [*args, *kwargs.values()]:
+        for array in (
+            value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+        ):
+            intact = intact and bool((array == 5).all())
+            array[...] = -1
+    theta[...] = theta + 1 if intact else np.nan
+    return theta
+
+
+POOLS = {"none": {}, "threads": {"workers": 2}, "processes": {"workers": 1, "executor": "process"}}
+
+
+@pytest.mark.parametrize(
+    "instance, pool",
+    [("numpy", "none"), ("torch", "none"), ("numpy", "threads"), ("torch", "threads"), ("torch", "processes")],
+)
+def test_a_lifted_solver_may_write_on_all_its_arguments_and_the_callers_stay_as_they_are(instance, pool):
+    def fives(*shape):
+        return torch.full(shape, 5.0)
+
+    owner, leaf = fives(3, 2), fives(3, 2).requires_grad_()
+    arguments = [
+        *(fives(3, 2), fives(3, 2).numpy(), owner.numpy(), fives(6, 4)[::2, ::2]),  # a row to each instance
+        *(fives(4), fives(4).numpy(), fives(4, 4)[1:].mT, leaf * 1),  # the same to each instance
+        *([fives(3, 2), fives(4).numpy()], (fives(3),), {"a": fives(3)}),
+    ]
+    theta = torch.zeros(3, 2)
+    solver = batched(scribble_on_everything, instance=instance, **POOLS[pool])
+    assert torch.equal(solver(theta, *arguments, table=fives(2, 2), rows=fives(3)[:, None]), torch.ones(3, 2))
+    assert torch.equal(theta, torch.zeros(3, 2))
+    flat = [item for value in arguments for item in (value if isinstance(value, list | tuple) else [value])]
+    flat = [item["a"] if isinstance(item, dict) else item for item in flat]
+    assert all((item == 5).all() for item in flat) and (owner == 5).all() and (leaf == 5).all()
+
+
+def test_a_lifted_solver_may_use_one_buffer_for_all_its_results():
+    buffer = torch.empty(3)
+
+    @batched(instance="torch")
+    def reuse(theta):
+        return buffer.copy_(theta)
+
+    theta = torch.randn(4, 3)
+    assert torch.equal(reuse(theta), theta)
+
+
+class SolverWithAttributes:
+    """Its attributes have the names of those of what lifts it, and of an estimator's options."""
+
+    def __init__(self):
+        for name in ("solver", "instance", "workers", "executor", "_pool", "_pool_owner", "_split", "_started_pool"):
+            setattr(self, name, 3)
+        self._solve_in_pool = self.__call__ = self.sample = self.theta = self.__wrapped__ = 3
+
+    def __call__(self, theta):
+        return one_hot(theta)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_lifted_solver_may_be_an_object_with_any_attributes(workers):
+    theta = torch.randn(5, 4)
+    lifted = batched(SolverWithAttributes(), workers=workers)
+    assert not hasattr(lifted, "sample")
+    for solver in (lifted, copy.copy(lifted), copy.deepcopy(lifted), pickle.loads(pickle.dumps(lifted))):
+        assert torch.equal(solver(theta), select_k(theta, 1))
+    assert torch.equal(aimle(lifted, target_distribution=TargetDistribution(beta=1.0))(theta), select_k(theta, 1))
+
+
+def test_without_workers_a_lifted_solver_solves_in_the_calling_thread():
+    seen = []
+
+    @batched
+    def watched(theta):
+        seen.append(threading.get_ident())
         return theta
 
-    theta = torch.zeros(3, 2)
-    assert torch.equal(scribble(theta), torch.ones(3, 2))
-    assert torch.equal(theta, torch.zeros(3, 2))
+    watched(torch.zeros(3, 2))
+    assert seen == 3 * [threading.get_ident()]
 
 
 def test_a_lifted_solver_may_return_views_running_backwards():

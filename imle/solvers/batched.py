@@ -38,7 +38,8 @@ class BatchedSolver:
             raise ValueError(f"executor must be 'thread' or 'process'; it is {executor!r}")
         if workers < 0:
             raise ValueError(f"workers must be 0 (none) or a positive number; it is {workers}")
-        functools.update_wrapper(self, solver)
+        # Not the attributes of a solver that is an object: they would stand before those of this class.
+        functools.update_wrapper(self, solver, updated=())
         self.solver = solver
         self.instance = instance
         self.workers = workers
@@ -50,10 +51,11 @@ class BatchedSolver:
         """Solve each instance of theta [B, ...] and return the stacked results [B, ...]."""
         if theta.dim() == 0:
             raise ValueError("theta needs a batch dimension, [B, ...]; it is a single number")
+        if not theta.is_floating_point():
+            raise TypeError(f"theta must be floating point, not {theta.dtype}; convert it first")
         if len(theta) == 0:
             return torch.zeros_like(theta)
-        # A copy, so that a solver may write on its input.
-        calls = self._split(theta.detach().clone(), args, kwargs)
+        calls = self._split(theta, args, kwargs)
         results = self._solve_in_pool(calls) if self.workers else _solve_each(self, calls, 0, False)
         return _stack(results).to(device=theta.device, dtype=theta.dtype)
 
@@ -76,11 +78,11 @@ class BatchedSolver:
         batch = len(theta)
 
         def per_instance(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                value = value.detach()
             if not isinstance(value, Tensor | numpy.ndarray) or value.ndim == 0 or len(value) != batch:
                 return [value] * batch
-            if isinstance(value, numpy.ndarray):
-                return value
-            return _to_numpy(value) if self.instance == "numpy" else value.detach()
+            return _to_numpy(value) if self.instance == "numpy" and isinstance(value, Tensor) else value
 
         rows = [per_instance(value) for value in (theta, *args)]
         named = {name: per_instance(value) for name, value in kwargs.items()}
@@ -155,12 +157,13 @@ def batched(
 
     The result is called as `solver(theta, *args, **kwargs)` with theta [B, ...] and returns a tensor [B, ...] on
     theta's device, of its dtype. Tensors and arrays among the further arguments whose first dimension is B are
-    dealt out one row to an instance; every other argument is passed as it is. It can be copied and pickled wherever
-    the solver can; pools stay behind.
+    dealt out one row to an instance; every other argument is passed as it is. Tensors and arrays are copied for each
+    instance, also those in lists, tuples and dicts: a solver may write on them. The result can be copied and pickled
+    wherever the solver can; pools stay behind.
 
     Args:
         solver: a function of one instance. It returns an array, a tensor or a list of numbers, of the same shape
-            for every instance, and may write on its input. Leave it out to use this as a decorator with options.
+            for every instance. Leave it out to use this as a decorator with options.
         instance: what the solver is given: "numpy" arrays on the host (float32 for bfloat16, which numpy lacks) or
             "torch" tensors on theta's device. With processes, tensors should be on the CPU.
         workers: 0 solves in the calling thread; more solve as many instances at a time, in a pool that starts at
@@ -171,7 +174,8 @@ def batched(
             call waits for the imports.
 
     Raises:
-        TypeError: solver is not callable; in a call: it returned no numbers, or processes cannot import it.
+        TypeError: solver is not callable; in a call: theta is not floating point, the solver returned no numbers, or
+            processes cannot import it.
         ValueError: an option is none of the above; in a call: theta has no batch dimension, or results differ in
             shape.
         RuntimeError: in a call: the solver raised (the message names the instance, the cause is attached), or a
@@ -194,13 +198,28 @@ def _solve_each(lifted: BatchedSolver, calls: list[tuple[tuple, dict[str, Any]]]
     results = []
     for i, (args, kwargs) in enumerate(calls, start=first):
         try:
-            result = lifted.solver(*args, **kwargs)
+            result = lifted.solver(*_own(args), **_own(kwargs))
         except Exception as error:
             message = f"the solver failed on instance {i}: {type(error).__name__}: {error}"
             raise RuntimeError(message) from error
         result = _to_tensor(result, i)
         results.append(_to_numpy(result) if apart else result)
     return results
+
+
+def _own(value: Any) -> Any:
+    """Return a value whose tensors and arrays, also within plain lists, tuples and dicts, are nobody else's."""
+    import numpy
+
+    if isinstance(value, Tensor):
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, numpy.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(_own(item) for item in value)
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    return value
 
 
 def _to_numpy(tensor: Tensor) -> Any:
@@ -210,7 +229,7 @@ def _to_numpy(tensor: Tensor) -> Any:
 
 def _to_tensor(result: Any, i: int) -> Tensor:
     if isinstance(result, Tensor):
-        return result.detach()
+        return result.detach().clone()  # the solver may write its next result on the same memory
     import numpy
 
     try:

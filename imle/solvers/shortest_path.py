@@ -25,7 +25,7 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
     batch at a time, as many as the longest cheapest path has. On a GPU, each step asks the host whether to go on.
 
     Args:
-        costs: cost of each cell, floating point, [..., H, W], H, W >= 1. Sums are taken in float64 for float64,
+        costs: cost of each cell, floating point, [B, H, W], H, W >= 1. Sums are taken in float64 for float64,
             else in float32.
         neighbours: cells reached from a cell: 4 (up, down, left, right), or 8 (diagonal steps too).
 
@@ -46,11 +46,13 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
         raise ValueError(f"neighbours must be 4 or 8; it is {neighbours}")
     if not costs.is_floating_point():
         raise TypeError(f"costs must be floating point, not {costs.dtype}; convert them first")
-    if costs.dim() < 2 or 0 in costs.shape[-2:]:
-        raise ValueError(f"costs must be grids [..., H, W]; their shape is {tuple(costs.shape)}")
-    grids = costs.detach().reshape(-1, *costs.shape[-2:]).permute(1, 2, 0)
+    # No other number of dimensions: flat costs [B, cells] would be one large grid.
+    if costs.dim() != 3 or 0 in costs.shape[1:]:
+        raise ValueError(f"costs must be a batch of grids, [B, H, W]; their shape is {tuple(costs.shape)}")
+    grids = costs.detach().permute(1, 2, 0)
     distance, changed_at = _distances(_non_negative(grids), neighbours)
-    return _walk_back(distance, changed_at, neighbours).permute(2, 0, 1).to(costs.dtype).reshape(costs.shape)
+    z = _walk_back(distance, changed_at, neighbours).permute(2, 0, 1)
+    return z.to(costs.dtype, memory_format=torch.contiguous_format)
 
 
 def _non_negative(costs: Tensor) -> Tensor:
