@@ -76,6 +76,7 @@ class Selector(nn.Module):
 
     def __init__(self, embedding: Tensor, kernel_size: int = 3):
         super().__init__()
+        self._given = embedding  # no buffer: what deferred initialisation empties is filled from here
         self.register_buffer("embedding", embedding, persistent=False)
         self.conv_in = nn.Conv1d(embedding.shape[1], CHANNELS, kernel_size, padding="same")
         self.conv_local = nn.ModuleList(nn.Conv1d(CHANNELS, CHANNELS, kernel_size, padding="same") for _ in range(2))
@@ -83,6 +84,13 @@ class Selector(nn.Module):
         self.dropout = Dropout(0.2)
         self.hidden = Linear(2 * CHANNELS, CHANNELS)
         self.score = nn.Linear(CHANNELS, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and take the word vectors as they were given."""
+        if self.embedding is not self._given:  # as after `to_empty`
+            with torch.no_grad():
+                self.embedding.copy_(self._given)
         self.apply(initialise)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -155,6 +163,10 @@ class Predictor(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(dimension, hidden_dims)
         self.rating = nn.Linear(hidden_dims, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
         self.apply(initialise)
 
     def forward(self, selected: Tensor) -> Tensor:
