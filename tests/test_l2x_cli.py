@@ -107,16 +107,6 @@ def test_output_has_the_missions_lines(sample, tmp_path, run):
     assert record(tmp_path, 1)["sample_data"] is True
 
 
-def test_same_command_and_seed_give_the_same_record(sample, tmp_path, run):
-    records = []
-    for name in ("first", "second"):
-        code, _, err = run(flags(sample, tmp_path / name))
-        assert code == 0, err
-        records.append(record(tmp_path / name))
-    assert records[0]["history"] == records[1]["history"]
-    assert records[0]["final"] == records[1]["final"]
-
-
 def test_a_killed_run_resumes_to_the_figures_of_an_uninterrupted_one(sample, tmp_path, run):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ("-e", "4", "-D", "--imle-samples", "2")

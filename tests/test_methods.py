@@ -103,18 +103,18 @@ L2X = {
     "-M sst": lambda: Relaxed(lambda theta: sst_k_subset(theta, K, 0.1)),
     "-M softsub --softsub-temperature 0.7": lambda: Relaxed(lambda theta: softsub(theta, K, 0.7)),
     "-M softsub": lambda: Relaxed(lambda theta: softsub(theta, K, 0.5)),
-    "-M l2x --sst-temperature 0.7 --softsub-temperature 0.7": lambda: Relaxed(lambda theta: concrete_max(theta, K, 0.1)),
+    "-M l2x --sst-temperature 0.7": lambda: Relaxed(lambda theta: concrete_max(theta, K, 0.1)),
 }
 VAE = {
     "": lambda: perturbed(imle, fixed(10.0), SOG, tau=10.0, target_tau=10.0),
     "-M imle --imle-lambda 2 --imle-temperature 0.5 --imle-noise gumbel --imle-samples 3 --gradient-scaling": lambda: (
         perturbed(imle, scaled(2.0), GUMBEL, 3, 0.5, 0.5)
     ),
-    f"-M aimle {ADAPTIVE} --imle-temperature 0.5 --imle-samples 2": lambda: (
-        perturbed(aimle, adaptive(), SOG, 2, 0.5, 0.5)
+    f"-M aimle {ADAPTIVE} --imle-temperature 0.5 --imle-samples 2": lambda: perturbed(
+        aimle, adaptive(), SOG, 2, 0.5, 0.5
     ),
-    f"-M aimle {ADAPTIVE} --imle-temperature 2 --aimle-symmetric": lambda: (
-        perturbed(aimle, adaptive(), SOG, 1, 2.0, 2.0, symmetric_perturbation=True)
+    f"-M aimle {ADAPTIVE} --imle-temperature 2 --aimle-symmetric": lambda: perturbed(
+        aimle, adaptive(), SOG, 1, 2.0, 2.0, symmetric_perturbation=True
     ),
     "-M aimle --aimle-target adaptive --imle-lambda 0 --imle-temperature 1": lambda: perturbed(
         aimle, AdaptiveTargetDistribution(**DEFAULT_ADAPTIVE), SOG
