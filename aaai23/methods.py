@@ -38,6 +38,7 @@ class Options:
         symmetric: central instead of forward differences.
         gradient_scaling: divide by lambda (standard target; the adaptive one always does).
         beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
+        exact_scaling: of the adaptive rule: its gradient does not grow with S; see `AdaptiveTargetDistribution`.
         subset_size: K of the relaxations of subsets.
         relaxation_temperature: of the relaxations; lower is closer to discrete and has gradients of larger variance.
         generators: sources of the noise of as many groups of the batch, each with its own beta; None: torch's, and
@@ -56,6 +57,7 @@ class Options:
     beta_update_step: float = 1e-4
     beta_update_momentum: float = 0.0
     target_norm: float = 1.0
+    exact_scaling: bool = False
     subset_size: int = 1
     relaxation_temperature: float = 0.1
     generators: Sequence[Generator] | None = None
@@ -82,6 +84,7 @@ TARGETS: dict[str, Callable[[Options], BaseTargetDistribution]] = {
         beta_update_step=options.beta_update_step,
         beta_update_momentum=options.beta_update_momentum,
         target_norm=options.target_norm,
+        exact_scaling=options.exact_scaling,
         groups=options.groups,
     ),
 }
@@ -177,6 +180,16 @@ SUBSET_METHODS: dict[str, Callable[[Solver, Options], nn.Module]] = {
     "softsub": relaxed_subset(softsub),
     "l2x": relaxed_subset(concrete_max),
 }
+
+
+def undo_mean_over_samples(z: Tensor, samples: int) -> Tensor:
+    """Return z `[B*S, ...]` as it is; the gradient that comes back to it is multiplied by S.
+
+    Call it between a layer and a loss that is a mean over S samples. Such a loss gives each sample an S-th of its
+    gradient, and the layer takes the mean over S once more: the gradient of theta would be S times too small.
+    """
+    # nothing is added, but with a gradient of its own
+    return z if samples == 1 else z + (samples - 1) * (z - z.detach())
 
 
 def beta_of(layer: nn.Module) -> float | None:
