@@ -111,9 +111,9 @@ def test_every_method_sends_a_gradient_to_the_selector(method):
     assert model.selector.score.weight.grad.abs().sum() > 0
 
 
-def test_loss_sums_over_samples_and_averages_over_reviews():
+def test_loss_is_the_mean_over_samples_and_reviews():
     predicted, ratings = torch.rand(5, 3), torch.rand(5)
-    expected = sum((predicted[b, s] - ratings[b]) ** 2 for b in range(5) for s in range(3)) / 5
+    expected = sum((predicted[b, s] - ratings[b]) ** 2 for b in range(5) for s in range(3)) / 15
     torch.testing.assert_close(squared_error(predicted, ratings), expected)
 
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from aaai23.l2x import cli
 from aaai23.l2x.data import ANNOTATIONS_FILE, HELDOUT_FILE, TRAIN_FILE, VECTORS_FILE
+from aaai23.l2x.model import squared_error
 from aaai23.l2x.train import build
 from aaai23.run import epoch_order, seed_everything
 
@@ -265,3 +266,53 @@ def test_the_adaptive_beta_is_in_the_history(run):
     betas = [entry["beta"] for entry in run(f"{FLAGS} -r 1 -e 2 {adaptive}").records[SEED]["history"]]
     for earlier, later in pairwise([0.5, *betas]):
         assert min(abs(abs(later - earlier) - move) for move in (0.01, 0.03)) < 1e-9
+
+
+# Samples
+
+
+ESTIMATORS = {
+    "ste": "-M ste",
+    "imle": "-M imle --imle-lambda 300",
+    "imle, scaled": "-M imle --imle-lambda 300 --gradient-scaling",
+    "aimle, adaptive": "-M aimle --aimle-target adaptive --imle-lambda 2 --aimle-beta-update-step 0.1",
+    "aimle, central": "-M aimle --aimle-symmetric --aimle-target adaptive --imle-lambda 2 --aimle-beta-update-step 0",
+}
+
+
+def gradients(line, samples, temperature, passes):
+    """Gradients of all weights `[passes, weights]`, those of the selector first, and how many these are."""
+    noise = f"--ste-noise gumbel --ste-temperature {temperature} --imle-noise gumbel "
+    noise += f"--imle-input-temperature {temperature} --imle-output-temperature {temperature}"
+    args = cli.parser().parse_args(f"-K {K} -H 10 --imle-samples {samples} {noise} {line}".split())
+    torch.manual_seed(0)
+    model = build(args, torch.randn(40, 8)).train()
+    model.selector.dropout.eval()
+    tokens, ratings = torch.randint(1, 40, (32, 10)), torch.ones(32)
+    torch.manual_seed(samples)
+    found = []
+    for _ in range(passes):
+        model.zero_grad()
+        squared_error(model(tokens), ratings).backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    return torch.stack(found), sum(parameter.numel() for parameter in model.selector.parameters())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_samples_that_are_alike_give_the_gradient_of_one(name):
+    single, several = (gradients(ESTIMATORS[name], samples, temperature=0, passes=2)[0] for samples in (1, 4))
+    assert single[1].any()
+    torch.testing.assert_close(several, single, rtol=1e-3, atol=1e-5 * single.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_mean_gradient_of_every_weight_does_not_depend_on_the_number_of_samples(name):
+    """Compared along the direction of the mean gradient, of the selector and of the predictor by themselves."""
+    pilot, split = gradients(ESTIMATORS[name], 5, temperature=1, passes=20)
+    runs = [gradients(ESTIMATORS[name], samples, temperature=1, passes=50)[0] for samples in (1, 4)]
+    for part in (slice(split), slice(split, None)):
+        direction = torch.nn.functional.normalize(pilot[:, part].mean(dim=0), dim=0)
+        single, several = (found[:, part] @ direction for found in runs)
+        error = ((single.var() + several.var()) / len(single)).sqrt().item()
+        assert error < 0.1 * single.mean()  # else the next line says nothing
+        assert abs(several.mean() - single.mean()).item() < 4.5 * error

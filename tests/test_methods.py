@@ -52,7 +52,7 @@ ADAPTIVE = "--aimle-target adaptive --imle-lambda 0.3 --aimle-beta-update-step 0
 ADAPTIVE += "--aimle-target-norm 2.5"
 
 
-def adaptive():
+def adaptive(exact_scaling=False):
     return AdaptiveTargetDistribution(
         initial_alpha=1.0,
         initial_beta=0.3,
@@ -61,6 +61,7 @@ def adaptive():
         beta_update_momentum=0.5,
         grad_norm_decay_rate=0.9,
         target_norm=2.5,
+        exact_scaling=exact_scaling,
     )
 
 
@@ -91,6 +92,9 @@ L2X = {
     ),
     f"-M aimle --aimle-symmetric {ADAPTIVE} --imle-input-temperature 1 --imle-output-temperature 0.5": lambda: (
         perturbed(aimle, adaptive(), SOG, target_tau=0.5, symmetric_perturbation=True)
+    ),
+    f"-M aimle {ADAPTIVE} --imle-samples 3 --imle-input-temperature 1 --imle-output-temperature 1": lambda: perturbed(
+        aimle, adaptive(exact_scaling=True), SOG, 3
     ),
     "-M aimle --aimle-target adaptive --imle-lambda 0 --imle-input-temperature 1": lambda: perturbed(
         aimle, AdaptiveTargetDistribution(**DEFAULT_ADAPTIVE), SOG, target_tau=10.0

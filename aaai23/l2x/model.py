@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aaai23.linear import Linear
+from aaai23.methods import undo_mean_over_samples
 from imle._compile import eager
 
 CHANNELS = 100
@@ -208,8 +209,9 @@ class Explainer(nn.Module):
         return self.layer(theta, mask=tokens != 0) if self.mask_padding else self.layer(theta)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return predicted ratings `[B, S]` for word ids `[B, T]`."""
-        z = self.select(tokens).unflatten(0, (tokens.shape[0], -1))
+        """Return predicted ratings `[B, S]` for word ids `[B, T]`; made for a loss that is a mean over S."""
+        z = self.select(tokens)
+        z = undo_mean_over_samples(z, len(z) // len(tokens)).unflatten(0, (len(tokens), -1))
         words = F.embedding(tokens, self.selector.embedding)
         return self.predictor(torch.bmm(z, words) / self.select_k)
 
@@ -223,5 +225,5 @@ def initialise(module: nn.Module) -> None:
 
 
 def squared_error(predicted: Tensor, ratings: Tensor) -> Tensor:
-    """Return the loss of predictions `[B, S]` for ratings `[B]`: summed over S, averaged over B."""
-    return (predicted - ratings[:, None]).square().sum(dim=1).mean()
+    """Return the loss of predictions `[B, S]` for ratings `[B]`: the mean over S and B."""
+    return (predicted - ratings[:, None]).square().mean(dim=1).mean()
