@@ -69,10 +69,17 @@ def test_the_missions_command_is_accepted_and_means_what_it_says():
 
 
 def test_defaults_are_those_of_the_released_script():
-    args = cli.parser().parse_args([])
-    found = (args.aspect, args.epochs, args.batch_size, args.kernel_size, args.hidden_dims, args.max_len, args.select_k)
-    assert found == (1, 20, 40, 3, 250, 350, 10)
-    assert (args.method, args.imle_noise, args.imle_lambda, args.imle_output_temperature) == ("imle", "sog", 1000, 10)
+    args = vars(cli.parser().parse_args([]))
+    expected = {
+        **{"aspect": 1, "epochs": 20, "batch_size": 40, "kernel_size": 3, "hidden_dims": 250, "max_len": 350},
+        **{"select_k": 10, "reruns": 10, "seed": 0, "method": "imle", "data_dir": Path("data")},
+        **{"aimle_symmetric": False, "aimle_target": "standard", "aimle_beta_update_step": 1e-4},
+        **{"aimle_beta_update_momentum": 0.0, "aimle_target_norm": 1.0, "imle_noise": "sog", "imle_samples": 1},
+        **{"imle_input_temperature": 0.0, "imle_output_temperature": 10.0, "imle_lambda": 1000.0},
+        **{"gradient_scaling": False, "ste_noise": "sog", "ste_temperature": 0.0},
+        **{"sst_temperature": 0.1, "softsub_temperature": 0.5, "max_iterations": None, "mask_padding": False},
+    }
+    assert {key: args[key] for key in expected} == expected
 
 
 def test_choices_of_the_command_line_are_those_of_the_registry():
