@@ -232,3 +232,11 @@ def test_chance_precision_of_a_review_without_known_words_counts_as_misses():
     # of the second review two of three words: one of them, so 2/3 of a hit
     assert chance_precision(Annotations(tokens, relevant), 2) == pytest.approx(100 * (0 + 2 / 3) / (2 + 2))
     assert chance_precision(Annotations(tokens[:1], relevant[:1]), 2) == 0.0
+
+
+def test_dropout_counts_the_last_of_its_sixteen_bits():
+    """The largest probability below 1 that it can have keeps one number of 65536, as 65536."""
+    kept = Dropout(1 - 2**-16)(torch.ones(2**21))
+    kept = kept[kept != 0]
+    assert abs(len(kept) - 32) < 4.5 * 32**0.5
+    assert kept.unique().tolist() == [2**16]

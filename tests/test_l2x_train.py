@@ -194,8 +194,8 @@ def test_a_run_gives_the_figures_of_a_plain_loop_and_at_the_end_those_of_its_bes
     record = run(FLAGS).records[SEED + 1]
     history, final = by_hand(folder, FLAGS, SEED + 1)
     for entry, expected in zip(record["history"], history, strict=True):
-        assert {key: entry[key] for key in expected} == pytest.approx(expected, rel=1e-4)
-    assert record["final"] == pytest.approx(final, rel=1e-4)
+        assert {key: entry[key] for key in expected} == pytest.approx(expected, rel=3e-4)
+    assert record["final"] == pytest.approx(final, rel=3e-4)
     errors = [entry["val_mse"] for entry in record["history"]]
     assert min(errors) < min(errors[0], errors[-1])  # or the best epoch could be any
     assert 0 < record["final"]["best_subset_prec"] < 100
