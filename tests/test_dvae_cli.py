@@ -1,7 +1,6 @@
 """The script of the discrete VAE, from its flags to its record, on sample data."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -203,16 +202,6 @@ def test_images_of_a_picture_stand_in_rows_with_ink_where_they_are_bright(tmp_pa
     assert (upper < 0.1).mean() > 0.4 and (lower < 0.1).mean() < 0.01
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_same_command_and_seed_give_the_same_record_and_another_seed_another(digits, tmp_path, run):
-    histories = []
-    for seed, name in ((0, "first"), (0, "second"), (1, "third")):
-        arguments = ("-e", "1", "--max-iterations", "3", "--seed", str(seed))
-        assert run(flags(digits, tmp_path / name, *arguments))[0] == 0
-        histories.append(json.loads(find(tmp_path / name, f"seed{seed}.json").read_text())["history"])
-    assert histories[0] == histories[1] != histories[2]
-
-
 @pytest.mark.parametrize("method", ["aimle", "gumbel-softmax"])
 def test_a_killed_run_resumes_to_the_figures_of_an_uninterrupted_one(method, digits, tmp_path, run):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -231,18 +220,6 @@ def test_a_killed_run_resumes_to_the_figures_of_an_uninterrupted_one(method, dig
     assert "Epoch 2/12" not in out and "Epoch 12/12" in out
     assert record(killed)["history"] == record(whole)["history"]
     assert record(killed)["final"] == record(whole)["final"]
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_the_temperature_of_a_resumed_run_is_that_of_its_step(digits, tmp_path, run, monkeypatch):
-    monkeypatch.setattr("aaai23.dvae.model.ANNEAL_EVERY", 10)
-    annealed = ("-M", "gumbel-softmax", "--anneal-rate", "0.05", "--name", "x")
-    for folder, epochs in (("whole", ["3"]), ("parts", ["1", "2", "3"])):
-        for last in epochs:
-            assert run(flags(digits, tmp_path / folder, *annealed, "-e", last, "--resume"))[0] == 0
-    whole, parts = (record(tmp_path / folder)["history"] for folder in ("whole", "parts"))
-    assert [entry["tau"] for entry in whole] == [1.0, pytest.approx(math.exp(-0.5)), pytest.approx(math.exp(-0.5))]
-    assert parts == whole
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -1,9 +1,12 @@
+import copy
+import math
+
 import pytest
 import torch
 
-from aaai23.l2x.data import Annotations
+from aaai23.l2x.data import Annotations, Reviews
 from aaai23.l2x.model import Dropout, Explainer, Predictor, Selector, pack, squared_error
-from aaai23.l2x.train import chance_precision, subset_precision
+from aaai23.l2x.train import EVALUATION_BATCH, chance_precision, mean_squared_error, selections, subset_precision
 from aaai23.methods import SUBSET_METHODS, Options
 from imle.solvers import select_k
 from tests.plain_l2x import plain_scores
@@ -59,14 +62,6 @@ def test_unknown_words_inside_a_review_are_not_taken_for_padding():
     torch.testing.assert_close(selector(tokens), plain_scores(selector, tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_initial_weights_are_xavier_uniform_with_the_gain_of_relu():
-    linear = Predictor(200, 250).hidden
-    bound = (2 * 6 / (200 + 250)) ** 0.5
-    assert linear.weight.abs().max() <= bound
-    assert linear.weight.var().item() == pytest.approx(bound**2 / 3, rel=0.05)
-    assert not linear.bias.any()
-
-
 def test_word_vectors_are_frozen_and_not_in_the_checkpoint():
     selector = Selector(embedding())
     assert "embedding" not in selector.state_dict()
@@ -116,9 +111,9 @@ def test_every_method_sends_a_gradient_to_the_selector(method):
     assert model.selector.score.weight.grad.abs().sum() > 0
 
 
-def test_loss_sums_over_samples_and_averages_over_reviews():
+def test_loss_is_the_mean_over_samples_and_reviews():
     predicted, ratings = torch.rand(5, 3), torch.rand(5)
-    expected = sum((predicted[b, s] - ratings[b]) ** 2 for b in range(5) for s in range(3)) / 5
+    expected = sum((predicted[b, s] - ratings[b]) ** 2 for b in range(5) for s in range(3)) / 15
     torch.testing.assert_close(squared_error(predicted, ratings), expected)
 
 
@@ -150,3 +145,98 @@ def test_dropout_keeps_the_mean_and_its_probability():
     assert torch.equal(dropout.eval()(y), y)
     neighbours = (y[:, 1:] == 0).double() - share, (y[:, :-1] == 0).double() - share
     assert abs((neighbours[0] * neighbours[1]).mean().item()) < 4 * 0.16 / y.numel() ** 0.5
+
+
+def test_layers_have_the_published_sizes():
+    model = Explainer(torch.zeros(3, 200), torch.nn.Identity(), select_k=1)
+    shapes = [tuple(parameter.shape) for parameter in model.selector.parameters()]
+    convolutions = [(100, 200, 3), (100, 100, 3), (100, 100, 3)]
+    # dense on the maximum, dense on both parts at every position, the score
+    dense = [(100, 100), (100, 200), (1, 100)]
+    assert shapes == [shape for weight in convolutions + dense for shape in (weight, weight[:1])]
+    assert [tuple(parameter.shape) for parameter in model.predictor.parameters()] == [
+        *[(250, 200), (250,)],  # H
+        *[(1, 250), (1,)],
+    ]
+
+
+def test_all_weights_start_xavier_uniform_with_the_gain_of_relu_and_all_biases_at_zero():
+    model = Explainer(torch.zeros(3, 200), torch.nn.Identity(), select_k=1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+            continue
+        fan_in, fan_out = parameter[0].numel(), parameter[:, 0].numel()
+        bound = 2**0.5 * (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.9 * bound < parameter.abs().max() <= bound, name
+        deviation = (4 / 45 / parameter.numel()) ** 0.5  # of the mean square of numbers uniform in [-1, 1]
+        assert (parameter / bound).square().mean().item() == pytest.approx(1 / 3, abs=4.5 * deviation), name
+
+
+def test_a_fifth_of_the_features_is_dropped_in_training_and_the_rest_scaled_up():
+    """At the published place: between the features of both parts, 200 numbers a position, and the last layers."""
+    selector = Selector(embedding()).train()
+    (dropout,) = [module for module in selector.modules() if isinstance(module, torch.nn.Dropout)]
+    seen = []
+    dropout.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    selector(torch.randint(1, 50, (8, 40)))
+    ((features, kept),) = seen
+    assert features.shape == kept.shape == (8, 40, 200)
+    alive = features != 0
+    share = (kept[alive] == 0).double().mean().item()
+    assert share == pytest.approx(0.2, abs=4.5 * (0.16 / alive.sum().item()) ** 0.5)
+    torch.testing.assert_close(kept[kept != 0], features[kept != 0] / 0.8, rtol=1e-4, atol=0)
+
+
+def test_a_rating_is_the_sigmoid_of_a_dense_layer_on_a_dense_layer_with_relu():
+    predictor = Predictor(5, 4).double()
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter)
+    weight, bias, last, last_bias = (parameter.tolist() for parameter in predictor.parameters())
+    for x in torch.randn(6, 5, dtype=torch.float64):
+        hidden = [max(sum(w * v for w, v in zip(row, x.tolist())) + b, 0.0) for row, b in zip(weight, bias)]
+        total = sum(w * h for w, h in zip(last[0], hidden)) + last_bias[0]
+        assert predictor(x).item() == pytest.approx(1 / (1 + math.exp(-total)), rel=1e-9)
+
+
+def by_hand(model, tokens, k):
+    """The chosen positions and the rating of one review, noise-free: the best-scored words, their mean, a rating."""
+    selector = copy.deepcopy(model.selector).eval()
+    scores = plain_scores(selector, tokens[None])[0].tolist()
+    chosen = sorted(sorted(range(len(scores)), key=lambda t: -scores[t])[:k])
+    mean = sum(model.selector.embedding[tokens[t]] for t in chosen) / k
+    return chosen, model.predictor(mean).item()
+
+
+@pytest.mark.parametrize("left_in_training_mode", [False, True])
+def test_measured_figures_are_those_of_a_plain_loop(left_in_training_mode):
+    """More reviews than one batch holds; noise and dropout off whatever went before."""
+    model = explainer(theta_temperature=3.0).double()
+    tokens = torch.randint(0, 50, (EVALUATION_BATCH + 3, 12))
+    ratings = torch.rand(len(tokens), dtype=torch.float64)
+    with torch.no_grad():
+        plain = [by_hand(model, review, 4) for review in tokens]
+    errors = [(predicted - rating.item()) ** 2 for (_, predicted), rating in zip(plain, ratings)]
+    model.train(left_in_training_mode)
+    assert mean_squared_error(model, Reviews(tokens, ratings)) == pytest.approx(100 * sum(errors) / len(errors))
+    model.train(left_in_training_mode)
+    selected = selections(model, tokens)
+    assert selected.dtype == torch.bool
+    assert [row.nonzero().flatten().tolist() for row in selected] == [chosen for chosen, _ in plain]
+
+
+def test_chance_precision_of_a_review_without_known_words_counts_as_misses():
+    """A review of unknown words alone has padding only, so no word that could be hit, and k that are missed."""
+    tokens = torch.tensor([[0, 0, 0, 0], [0, 3, 4, 5]])
+    relevant = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    # of the second review two of three words: one of them, so 2/3 of a hit
+    assert chance_precision(Annotations(tokens, relevant), 2) == pytest.approx(100 * (0 + 2 / 3) / (2 + 2))
+    assert chance_precision(Annotations(tokens[:1], relevant[:1]), 2) == 0.0
+
+
+def test_dropout_counts_the_last_of_its_sixteen_bits():
+    """The largest probability below 1 that it can have keeps one number of 65536, as 65536."""
+    kept = Dropout(1 - 2**-16)(torch.ones(2**21))
+    kept = kept[kept != 0]
+    assert abs(len(kept) - 32) < 4.5 * 32**0.5
+    assert kept.unique().tolist() == [2**16]

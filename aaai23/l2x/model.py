@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aaai23.linear import Linear
+from aaai23.methods import undo_mean_over_samples
 
 CHANNELS = 100
 
@@ -75,6 +76,7 @@ class Selector(nn.Module):
 
     def __init__(self, embedding: Tensor, kernel_size: int = 3):
         super().__init__()
+        self._given = embedding  # no buffer: what deferred initialisation empties is filled from here
         self.register_buffer("embedding", embedding, persistent=False)
         self.conv_in = nn.Conv1d(embedding.shape[1], CHANNELS, kernel_size, padding="same")
         self.conv_local = nn.ModuleList(nn.Conv1d(CHANNELS, CHANNELS, kernel_size, padding="same") for _ in range(2))
@@ -82,6 +84,13 @@ class Selector(nn.Module):
         self.dropout = Dropout(0.2)
         self.hidden = Linear(2 * CHANNELS, CHANNELS)
         self.score = nn.Linear(CHANNELS, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and take the word vectors as they were given."""
+        if self.embedding is not self._given:  # as after `to_empty`
+            with torch.no_grad():
+                self.embedding.copy_(self._given)
         self.apply(initialise)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -153,6 +162,10 @@ class Predictor(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(dimension, hidden_dims)
         self.rating = nn.Linear(hidden_dims, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
         self.apply(initialise)
 
     def forward(self, selected: Tensor) -> Tensor:
@@ -194,8 +207,9 @@ class Explainer(nn.Module):
         return self.layer(theta, mask=tokens != 0) if self.mask_padding else self.layer(theta)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return predicted ratings `[B, S]` for word ids `[B, T]`."""
-        z = self.select(tokens).unflatten(0, (tokens.shape[0], -1))
+        """Return predicted ratings `[B, S]` for word ids `[B, T]`; made for a loss that is a mean over S."""
+        z = self.select(tokens)
+        z = undo_mean_over_samples(z, len(z) // len(tokens)).unflatten(0, (len(tokens), -1))
         words = F.embedding(tokens, self.selector.embedding)
         return self.predictor(torch.bmm(z, words) / self.select_k)
 
@@ -209,5 +223,5 @@ def initialise(module: nn.Module) -> None:
 
 
 def squared_error(predicted: Tensor, ratings: Tensor) -> Tensor:
-    """Return the loss of predictions `[B, S]` for ratings `[B]`: summed over S, averaged over B."""
-    return (predicted - ratings[:, None]).square().sum(dim=1).mean()
+    """Return the loss of predictions `[B, S]` for ratings `[B]`: the mean over S and B."""
+    return (predicted - ratings[:, None]).square().mean(dim=1).mean()

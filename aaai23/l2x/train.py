@@ -55,6 +55,7 @@ def build(args: Namespace, embedding: Tensor) -> Explainer:
         beta_update_step=args.aimle_beta_update_step,
         beta_update_momentum=args.aimle_beta_update_momentum,
         target_norm=args.aimle_target_norm,
+        exact_scaling=True,
         subset_size=args.select_k,
         relaxation_temperature={"sst": args.sst_temperature, "softsub": args.softsub_temperature}.get(args.method, 0.1),
     )

@@ -236,6 +236,11 @@ class EmaBaseline(nn.Module):
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 
+    def reset_parameters(self) -> None:
+        """Forget all losses."""
+        self.total.zero_()
+        self.weight.zero_()
+
     def forward(self, losses: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return a baseline for losses `[B, S]`, and 0: nothing is to be learned by gradient."""
         mean = self.total / self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny)
