@@ -79,7 +79,7 @@ def default_name(config: Mapping[str, Any], label: str, ignore: Iterable[str] = 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the parsed flags as a record and a checkpoint hold them."""
-    return plain(vars(args))
+    return plain(vars(args), words=True)
 
 
 def true_or_false(text: str) -> bool:

@@ -122,7 +122,8 @@ class Run:
     The record, `results_dir/task/name/seed<seed>.json`, is whole at any moment. Its fields: `format`, `task`,
     `name`, `seed`, `status` (running, finished, failed), `error`, `sample_data`, `command`, `config`,
     `environment`, `timing` (ISO times and seconds of all starts together), `history`, `final`. What differs
-    between two runs of one command is in `environment` and `timing` only. NaN and infinities are `null`.
+    between two runs of one command is in `environment` and `timing` only. NaN and infinities are `null`, but in
+    `config` the words that `read_record` reads.
 
     An exception inside the `with` block leaves the record with status failed, the error in one line, and the
     history; Ctrl-C reads "interrupted". It goes on to the caller.
@@ -184,7 +185,7 @@ class Run:
             "error": None,
             "sample_data": bool(sample_data),
             "command": shlex.join(sys.argv),
-            "config": plain(config),
+            "config": plain(config, words=True),
             "environment": {},
             "timing": {},
             "history": self.history,
