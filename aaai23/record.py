@@ -26,7 +26,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Error numbers of file systems that cannot be told to write to the disk now."""
 _NOT_FINITE = ("inf", "-inf", "nan")
-NOT_SETTINGS = ("seed", "name", "resume", "device", "results_dir", "debug")
+NOT_SETTINGS = ("seed", "name", "resume", "again", "device", "results_dir", "debug")
 """Flags that say how or where to run, not what is computed: no part of a run's default name."""
 NOT_COMPARED = (*NOT_SETTINGS, "data_dir")
 """Flags that may differ between two starts of one run; the data may have moved in between."""
@@ -194,25 +194,38 @@ def check_same_config(
         raise UsageError(f"{what} has other settings: {', '.join(differing[:5])}{more}; {remedy}")
 
 
-def is_finished(
-    path: Path | str, config: Mapping[str, Any] | None = None, ignore: Iterable[str] = NOT_COMPARED
-) -> bool:
-    """Return whether the record at `path` says finished; a missing or broken file is not finished.
+def finished_record(
+    path: Path | str, config: Mapping[str, Any], ignore: Iterable[str] = NOT_COMPARED
+) -> dict[str, Any] | None:
+    """Return the record at `path` if it says finished; None for another or none, and for a broken file.
+
+    Args:
+        path: of the record.
+        config: the settings that it should have, its data's fingerprint among them.
+        ignore: keys that may differ.
 
     Raises:
-        UsageError: `config` is given and the finished run had other settings.
+        UsageError: the finished run had other settings or read other data.
     """
+    if not is_finished(path):
+        return None
+    record = read_record(path)
+    remedy = "choose another --name or --results-dir"
+    check_same_config(record["config"], config, ignore, what=f"the finished run {path}", remedy=remedy)
+    return record
+
+
+def finished_line(path: Path, record: Mapping[str, Any]) -> str:
+    """Return what a script says in place of training a finished run again."""
+    return f"{path} is finished, with {len(record['history'])} entries; --again trains it anew"
+
+
+def is_finished(path: Path | str) -> bool:
+    """Return whether the record at `path` says finished; a missing or broken file is not finished."""
     try:
-        record = read_record(path)
+        return read_record(path)["status"] == "finished"
     except UsageError:
         return False
-    if record["status"] != "finished":
-        return False
-    if config is not None:
-        check_same_config(
-            record["config"], config, ignore, what=f"the finished run {path}", remedy="choose another --name"
-        )
-    return True
 
 
 def config_digest(config: Mapping[str, Any], ignore: Iterable[str] = NOT_SETTINGS) -> str:

@@ -87,14 +87,15 @@ def read_config(trial: Path) -> dict[str, Any]:
 
 
 def refuse_another(trial: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to replace a trial that was trained with other settings.
+    """Refuse to replace a trial that was trained with another seed, other settings or other data.
 
     Raises:
         UsageError: the folder holds one.
     """
     if (trial / CONFIG).exists():
         remedy = "choose another --experiments_folder or --experiment_name"
-        check_same_config(read_config(trial), config, NOT_COMPARED, what=f"the trial {trial}", remedy=remedy)
+        compared = [key for key in NOT_COMPARED if key != "seed"]
+        check_same_config(read_config(trial), config, compared, what=f"the trial {trial}", remedy=remedy)
 
 
 def check_config(trial: Path, now: Mapping[str, Any], compared: Iterable[str]) -> None:
