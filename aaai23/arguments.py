@@ -47,7 +47,7 @@ def add_run_arguments(
     device: str = "auto",
     results_dir: str = "results",
 ) -> None:
-    """Add the flags of a run to `parser`: data, seed, name, resuming, device, precision, results.
+    """Add the flags of a run to `parser`: data, seed, name, resuming or starting again, device, precision, results.
 
     Args:
         parser: the task's parser.
@@ -60,7 +60,9 @@ def add_run_arguments(
     add("--data-dir", type=Path, default=Path(data_dir), help="folder of the data")
     add("--seed", type=seed_number, default=seed, help="seed; with several runs the first one's")
     add("--name", help="folder of the records; made from the settings if not given")
-    add("--resume", action="store_true", help="continue from the checkpoint, skip what is finished")
+    start = parser.add_mutually_exclusive_group().add_argument
+    start("--resume", action="store_true", help="continue from the checkpoint")
+    start("--again", action="store_true", help="start anew; replaces this run's record and checkpoint")
     add("--device", choices=("auto", "cpu", "cuda"), default=device, help="where to compute")
     add("--precision", choices=("float32", "bf16", "tf32"), default="float32", help="of the networks; tf32: GPUs alone")
     add("--results-dir", type=Path, default=Path(results_dir), help="folder of all records")
@@ -79,7 +81,7 @@ def default_name(config: Mapping[str, Any], label: str, ignore: Iterable[str] = 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the parsed flags as a record and a checkpoint hold them."""
-    return plain(vars(args))
+    return plain(vars(args), words=True)
 
 
 def true_or_false(text: str) -> bool:

@@ -23,7 +23,10 @@ from aaai23.errors import UsageError
 FORMAT = 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a write that failed because there is no room; no fault of the path."""
-NOT_SETTINGS = ("seed", "name", "resume", "device", "results_dir", "debug")
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Error numbers of file systems that cannot be told to write to the disk now."""
+_NOT_FINITE = ("inf", "-inf", "nan")
+NOT_SETTINGS = ("seed", "name", "resume", "again", "device", "results_dir", "debug")
 """Flags that say how or where to run, not what is computed: no part of a run's default name."""
 NOT_COMPARED = (*NOT_SETTINGS, "data_dir")
 """Flags that may differ between two starts of one run; the data may have moved in between."""
@@ -58,7 +61,7 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         _remove(temporary)
@@ -70,6 +73,14 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         raise UsageError(f"cannot write {path}: {reason}; choose another place") from error
 
 
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
@@ -77,10 +88,11 @@ def _remove(path: Path) -> None:
         return  # the folder is missing or read-only, so the file was never made
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, words: bool = False) -> Any:
     """Return `value` as JSON holds it: numbers from tensors and numpy, lists from tuples, text from paths.
 
-    NaN and the infinities become None (`null`), because strict JSON has no word for them.
+    Strict JSON has no word for NaN and the infinities: they become None (`null`), or with `words`, as settings want
+    it, the texts "nan", "inf" and "-inf", which `read_settings` turns back.
 
     Raises:
         TypeError: JSON has no form for the value.
@@ -88,20 +100,29 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else str(float(value)) if words else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, words) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted((plain(item) for item in value), key=repr)
+        return sorted((plain(item, words) for item in value), key=repr)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, words) for item in value]
     if hasattr(value, "tolist"):  # torch.Tensor, numpy.ndarray and numpy scalars
-        return plain(value.tolist())
+        return plain(value.tolist(), words)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value).__module__ == "torch":  # torch.device, torch.dtype
         return str(value)
     raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
+
+
+def read_settings(value: Any) -> Any:
+    """Return settings from a file as they were before `plain(..., words=True)`, NaN and the infinities as numbers."""
+    if isinstance(value, dict):
+        return {key: read_settings(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [read_settings(item) for item in value]
+    return float(value) if value in _NOT_FINITE else value
 
 
 def write_record(path: Path | str, record: Mapping[str, Any]) -> None:
@@ -116,7 +137,7 @@ def write_record(path: Path | str, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """Return the record at `path`.
+    """Return the record at `path`, its settings as they were given.
 
     Raises:
         UsageError: there is no such file, or it holds no record of this format.
@@ -132,7 +153,7 @@ def read_record(path: Path | str) -> dict[str, Any]:
     wrong = [key for key, kind in fields.items() if not isinstance(record.get(key), kind)]
     if wrong:
         raise UsageError(f"{path} is no run record: field {wrong[0]} is missing or wrong; move it away")
-    return record
+    return {**record, "config": read_settings(record["config"])}
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +182,7 @@ def check_same_config(
         UsageError: some differ; the message names the first five.
     """
     ignored = set(ignore)
-    before, after = plain(saved), plain(now)
+    before, after = plain(saved, words=True), plain(now, words=True)
     keys = [key for key in dict.fromkeys((*before, *after)) if key not in ignored]
     differing = [
         f"{key} {before.get(key, 'absent')!r} (now {after.get(key, 'absent')!r})"
@@ -173,30 +194,43 @@ def check_same_config(
         raise UsageError(f"{what} has other settings: {', '.join(differing[:5])}{more}; {remedy}")
 
 
-def is_finished(
-    path: Path | str, config: Mapping[str, Any] | None = None, ignore: Iterable[str] = NOT_COMPARED
-) -> bool:
-    """Return whether the record at `path` says finished; a missing or broken file is not finished.
+def finished_record(
+    path: Path | str, config: Mapping[str, Any], ignore: Iterable[str] = NOT_COMPARED
+) -> dict[str, Any] | None:
+    """Return the record at `path` if it says finished; None for another or none, and for a broken file.
+
+    Args:
+        path: of the record.
+        config: the settings that it should have, its data's fingerprint among them.
+        ignore: keys that may differ.
 
     Raises:
-        UsageError: `config` is given and the finished run had other settings.
+        UsageError: the finished run had other settings or read other data.
     """
+    if not is_finished(path):
+        return None
+    record = read_record(path)
+    remedy = "choose another --name or --results-dir"
+    check_same_config(record["config"], config, ignore, what=f"the finished run {path}", remedy=remedy)
+    return record
+
+
+def finished_line(path: Path, record: Mapping[str, Any]) -> str:
+    """Return what a script says in place of training a finished run again."""
+    return f"{path} is finished, with {len(record['history'])} entries; --again trains it anew"
+
+
+def is_finished(path: Path | str) -> bool:
+    """Return whether the record at `path` says finished; a missing or broken file is not finished."""
     try:
-        record = read_record(path)
+        return read_record(path)["status"] == "finished"
     except UsageError:
         return False
-    if record["status"] != "finished":
-        return False
-    if config is not None:
-        check_same_config(
-            record["config"], config, ignore, what=f"the finished run {path}", remedy="choose another --name"
-        )
-    return True
 
 
 def config_digest(config: Mapping[str, Any], ignore: Iterable[str] = NOT_SETTINGS) -> str:
     """Return a hash of the settings that does not depend on their order, the machine or the Python version."""
-    settings = {key: value for key, value in plain(config).items() if key not in set(ignore)}
+    settings = {key: value for key, value in plain(config, words=True).items() if key not in set(ignore)}
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

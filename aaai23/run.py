@@ -5,11 +5,13 @@ except for what must answer before torch is loaded (`aaai23.shell.run_cli`, `aaa
 """
 
 import hashlib
+import logging
 import math
 import random
 import shlex
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,12 +47,15 @@ from aaai23.record import (
 from aaai23.shell import configure_logging, progress, run_cli
 from aaai23.tracking import Tracker
 
+_LOGGER = logging.getLogger(__name__)
+
 __all__ = [
     "Run",
     "accelerate",
     "check_same_config",
     "comparable",
     "configure_logging",
+    "earlier_state",
     "epoch_order",
     "is_finished",
     "load_checkpoint",
@@ -100,20 +105,60 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def loss_values(losses: Iterable[Tensor], where: str) -> list[float]:
+def loss_values(losses: Iterable[Tensor], where: str, remedy: str) -> list[float]:
     """Return the losses of some steps as numbers, waiting for the device once.
 
     Args:
         losses: of one number each.
         where: in training they were found, for the message.
+        remedy: what the user can do, for the message.
 
     Raises:
         FloatingPointError: one is NaN or infinite.
     """
     values = torch.stack(list(losses)).tolist()
     if not all(map(math.isfinite, values)):
-        raise FloatingPointError(f"{where}: the loss is not finite; lower --lr, the temperatures or lambda")
+        raise FloatingPointError(f"{where}: the loss is not finite; {remedy}")
     return values
+
+
+def earlier_state(
+    args: Namespace, record: Path, checkpoint: Path, config: Mapping[str, Any], ignore: Iterable[str]
+) -> dict[str, Any] | None:
+    """Return the checkpoint that a run goes on from, or None where it starts from the beginning.
+
+    What an earlier start has done is not replaced unless the user says so.
+
+    Args:
+        args: `resume` and `again` of the command line.
+        record: path of the run's record.
+        checkpoint: path of its checkpoint.
+        config: its settings, with its own seed.
+        ignore: settings that may differ from those of an earlier start; the seed may not.
+
+    Raises:
+        UsageError: the checkpoint is of another seed, other settings or other data; or there is work of an earlier
+            start, and neither --resume nor --again was given.
+    """
+    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
+    if state is not None:
+        compared = [key for key in ignore if key != "seed"]
+        remedy = "give the flags that it was made with, or another place for this run's"
+        check_same_config(state.get("config", {}), config, compared, what=f"the checkpoint {checkpoint}", remedy=remedy)
+    if args.again:
+        return None
+    earlier = read_record(record) if record.exists() else None
+    steps = len(state["history"] if state is not None else earlier["history"] if earlier is not None else ())
+    where = checkpoint if state is not None else record
+    if steps and not args.resume:
+        raise UsageError(
+            f"{where} holds {steps} entries of an earlier start: --resume goes on from there, --again starts anew"
+        )
+    if steps and state is None:
+        if earlier is not None and earlier["status"] == "finished":
+            raise UsageError(f"there is no checkpoint {checkpoint} to go on from: --again starts anew")
+        _LOGGER.warning("there is no checkpoint %s: starting from the beginning", checkpoint)
+    return state
 
 
 class Run:
@@ -122,7 +167,8 @@ class Run:
     The record, `results_dir/task/name/seed<seed>.json`, is whole at any moment. Its fields: `format`, `task`,
     `name`, `seed`, `status` (running, finished, failed), `error`, `sample_data`, `command`, `config`,
     `environment`, `timing` (ISO times and seconds of all starts together), `history`, `final`. What differs
-    between two runs of one command is in `environment` and `timing` only. NaN and infinities are `null`.
+    between two runs of one command is in `environment` and `timing` only. NaN and infinities are `null`, but in
+    `config` the words that `read_record` reads.
 
     An exception inside the `with` block leaves the record with status failed, the error in one line, and the
     history; Ctrl-C reads "interrupted". It goes on to the caller.
@@ -184,7 +230,7 @@ class Run:
             "error": None,
             "sample_data": bool(sample_data),
             "command": shlex.join(sys.argv),
-            "config": plain(config),
+            "config": plain(config, words=True),
             "environment": {},
             "timing": {},
             "history": self.history,
@@ -252,7 +298,7 @@ class Run:
             {**self.record["config"], "sample_data": self.record["sample_data"]},
             self._ignore,
             what=f"the run in {self.path}",
-            remedy="choose another --name",
+            remedy="choose another --name or --results-dir",
         )
 
     def _start_clock(self, earlier: Mapping[str, Any] | None) -> None:

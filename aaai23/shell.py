@@ -132,14 +132,17 @@ class _StdoutHandler(logging.Handler):
 def configure_logging(script: str) -> logging.Logger:
     """Return the script's logger; its lines read `INFO:l2x-cli.py:message` and go to stdout.
 
+    So do those of all modules of this package.
+
     Args:
         script: the script's file name, which is the logger's name.
     """
-    logger = logging.getLogger(script)
     handler = _StdoutHandler()
-    handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
-    logger.handlers = [handler]  # calling twice must not write lines twice
-    logger.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter(f"%(levelname)s:{script.replace('%', '%%')}:%(message)s"))
+    package, logger = logging.getLogger("aaai23"), logging.getLogger(script)
+    for each in (package, logger):
+        each.handlers = [handler]  # calling twice must not write lines twice
+        each.setLevel(logging.INFO)
     logger.propagate = False
     return logger
 

@@ -43,7 +43,7 @@ def _saved_settings() -> dict[str, str]:
     """Return what W&B's command line has saved for this user and, over it, for this folder."""
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb") / "settings"
     found: dict[str, str] = {}
-    for path in (user, Path("wandb") / "settings"):
+    for path in (user, _folder() / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(path, encoding="utf-8")
@@ -67,10 +67,16 @@ def _in_netrc(host: str) -> bool:
     return False
 
 
+def _folder() -> Path:
+    """Return the folder that W&B writes its runs into; where it cannot, it says so itself."""
+    root = Path(os.environ.get("WANDB_DIR") or ".").expanduser()
+    return root / (".wandb" if (root / ".wandb").exists() else "wandb")
+
+
 @functools.cache
 def _say_offline() -> None:
     """Say it once per process, however many seeds it runs."""
-    _LOGGER.warning("no W&B account at hand: logging offline into ./wandb (`wandb login` first to upload)")
+    _LOGGER.warning("no W&B account at hand: logging offline into %s (`wandb login` first to upload)", _folder())
 
 
 def _never_fails(method: Callable[Concatenate["Tracker", _P], None]) -> Callable[Concatenate["Tracker", _P], None]:

@@ -14,7 +14,7 @@ STATUSES = ("finished", "failed", "running")
 OTHER_FILES = ("train_config.json",)
 """JSON that the tasks write beside their records."""
 NOT_SETTINGS = {
-    *("seed", "name", "resume", "device", "results_dir", "debug", "data_dir", "checkpoint", "reruns"),
+    *("seed", "name", "resume", "again", "device", "results_dir", "debug", "data_dir", "checkpoint", "reruns"),
     *("mode", "cuda", "verbose", "experiments_folder", "experiment_name", "add_timestamp"),
     *("use_cpp_for_sampling", "use_cpp_for_edge_metric", "eps_for_finitediff"),
 }

@@ -1,14 +1,16 @@
 """From settings to command lines: one line per run, with its record and its log known before it starts.
 
 The generators beside this file are pages of data; this one knows shells and clusters. It speaks to the scripts in
-`cli/` as command lines, and to their runs through the records that they leave. Standard library only.
+`cli/` as command lines, and asks their own modules whether a run is finished. Standard library only, as far as these
+load without torch.
 """
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import importlib
 import itertools
-import json
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 ARRAY_LIMIT = 1000  # tasks of an array that Slurm accepts unless its administrator says otherwise
+CLIS = {"l2x": "aaai23.l2x.cli", "vae": "aaai23.dvae.cli", "nri": "aaai23.nri.cli"}
 SWITCH = None
 """The value of a flag that takes none."""
 
@@ -98,18 +101,35 @@ def command(job: Job, python: str = "python3", group: str | None = None) -> str:
     return line
 
 
-def is_finished(job: Job, root: Path = ROOT) -> bool:
-    """Return whether the run's record says finished; a missing or broken record does not."""
-    try:
-        record = json.loads((root / job.record).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and record.get("status") == "finished"
-
-
 def pending(jobs: Iterable[Job], root: Path = ROOT) -> list[Job]:
-    """Return the runs whose record does not say finished: failed, killed, still running or never started."""
-    return [job for job in jobs if not is_finished(job, root)]
+    """Return the runs that are not finished: failed, killed, still running, never started.
+
+    So is a run whose record is finished, but of other settings or other data, or whose data are not here to compare:
+    its script decides. A line on stderr says so.
+    """
+    sys.path.insert(0, str(ROOT))  # beside this file, not wherever else the package may be installed
+    from aaai23.errors import UsageError
+    from aaai23.fingerprint import digest, fingerprint
+
+    once = functools.cache(digest)  # the runs of a sweep share their files
+    parser_of = functools.cache(lambda task: importlib.import_module(CLIS[task]).parser())
+    found, told = [], set()
+    for job in jobs:
+        cli = importlib.import_module(CLIS[job.task])
+        record = None
+        try:
+            if (root / job.record).exists():
+                args = parser_of(job.task).parse_args(job.arguments())
+                args.results_dir, args.data_dir = root / args.results_dir, root / args.data_dir
+                args.data = fingerprint(cli.data_files(args), once)
+                record = cli.finished(args)
+        except UsageError as error:
+            told.add(str(error))
+        if record is None:
+            found.append(job)
+    for line in sorted(told):
+        print(line, file=sys.stderr)
+    return found
 
 
 def slurm_script(lines: Sequence[str], name: str, logs: Path | str, options: Mapping[str, Any], root: Path) -> str:

@@ -199,6 +199,14 @@ def test_runs_of_one_name_with_other_settings_or_data_are_kept_apart_and_named(w
     assert "l2x/run" in note and "epochs 20, 5" in note and "sample_data false, true" in note
 
 
+def test_runs_of_one_name_on_other_data_are_kept_apart_and_named(write, show):
+    write("l2x", "run", 0, mse(2.0), config={**CONFIG, "data": "aaaa"})
+    write("l2x", "run", 1, mse(4.0), config={**CONFIG, "data": "bbbb"})
+    text = show().out
+    assert sorted(row["test MSE × 100"] for row in rows(text)) == ["2.000", "4.000"]
+    assert 'l2x/run holds runs of different settings, kept apart: data "aaaa", "bbbb"' in text
+
+
 def test_folders_devices_and_seeds_are_no_settings(write, show):
     for seed, value in enumerate(MSES):
         write("l2x", "run", seed, mse(value), config={**CONFIG, "device": f"cuda:{seed}", "results_dir": str(seed)})

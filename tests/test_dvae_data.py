@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aaai23.dvae.data import FILES, TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS, intensities, load
+from aaai23.dvae.data import intensities, load
 from aaai23.dvae.sample import NB_TEST, SHIFTS, main, make_digits, write_sample
+from aaai23.dvae.settings import FILES, TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS
 from aaai23.errors import UsageError
 from aaai23.sample_data import MARKER, TEXT
 
@@ -65,6 +66,16 @@ def test_files_in_the_data_folder_come_before_those_in_its_folder_mnist(tmp_path
     write_files(tmp_path, shapes=((3, 2, 2), (3,), (1, 2, 2), (1,)))
     write_files(tmp_path / "mnist")
     assert load(tmp_path).train.shape == (3, 4)
+
+
+def test_test_images_far_brighter_than_the_training_images_are_warned_about(tmp_path, caplog):
+    write_files(tmp_path)
+    (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress(idx((5, 4, 3), [20] * 60)))
+    for grey, warned in ((20, False), (29, False), (31, True), (14, False), (13, True), (235, True)):
+        (tmp_path / f"{TEST_IMAGES}.gz").write_bytes(gzip.compress(idx((2, 4, 3), [grey] * 24)))
+        caplog.clear()
+        load(tmp_path)
+        assert (f"training images in {tmp_path} is 20, of the test images {grey}" in caplog.text) == warned
 
 
 def test_the_marker_beside_the_files_makes_them_sample_data(tmp_path):

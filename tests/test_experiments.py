@@ -1,7 +1,6 @@
 """Sweeps: every printed line means what was published, and survives the shell."""
 
 import importlib
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,11 @@ import generate_l2x_aimle_cmd as l2x  # noqa: E402
 import generate_nri_aimle_cmd as nri  # noqa: E402
 import generate_vae_aimle_cmd as vae  # noqa: E402
 import sweep  # noqa: E402
+
+from aaai23.arguments import config_of  # noqa: E402
+from aaai23.fingerprint import fingerprint  # noqa: E402
+from aaai23.record import write_record  # noqa: E402
+from tests.test_dvae_cli import write_digits  # noqa: E402
 
 GENERATORS = {"l2x": l2x, "vae": vae, "nri": nri}
 CLIS = {"l2x": "aaai23.l2x.cli", "vae": "aaai23.dvae.cli", "nri": "aaai23.nri.cli"}
@@ -54,6 +58,13 @@ def refused(capsys):
     return run
 
 
+def collect_lines(capsys, task, words):
+    """Return the lines that a generator prints, and what it says beside them."""
+    assert GENERATORS[task].main(list(map(str, words))) == 0
+    out, err = capsys.readouterr()
+    return out.splitlines(), err
+
+
 def split(line):
     """Return (script, arguments, log) of a printed line."""
     words = shlex.split(line)
@@ -73,11 +84,13 @@ def parsed(task, line):
     return args
 
 
-def fill(job, **fields):
-    """Write the record of a job under a root that is the current folder."""
-    path = Path(job.record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(fields))
+def fill(job, status="finished", **changes):
+    """Write the record that a job leaves: of its settings but for `changes`, and of the data that lie there now."""
+    cli = importlib.import_module(CLIS[job.task])
+    args = cli.parser().parse_args(job.arguments())
+    args.data = fingerprint(cli.data_files(args))
+    fields = {"format": 1, "task": job.task, "name": job.name, "seed": job.seed, "status": status}
+    write_record(cli.record_of(args), {**fields, "config": {**config_of(args), **changes}, "history": [], "final": {}})
 
 
 # the published settings
@@ -213,6 +226,18 @@ def test_generators_use_the_standard_library_only():
     assert set(done.stdout.split()) - set(sys.stdlib_module_names) <= {"sweep", "__main__"}
 
 
+def test_what_is_pending_is_told_with_the_standard_library_and_without_torch(digits, tmp_path):
+    job = sweep.Job("vae", "torch-vae-cli.py", "ste", 0)
+    fill(job)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import sweep, pathlib; root = pathlib.Path(sys.argv[2])"
+    code += "; job = sweep.Job('vae', 'torch-vae-cli.py', 'ste', 0); print(len(sweep.pending([job], root)))"
+    code += "; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-SIc", code, FOLDER, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    left, modules = done.stdout.splitlines()
+    assert left == "0" and set(modules.split()) - set(sys.stdlib_module_names) <= {"sweep", "__main__", "aaai23"}
+
+
 def test_each_generator_runs_by_itself_from_any_folder(tmp_path):
     for task, count in (("nri", 40), ("l2x", 420), ("vae", 40)):
         script = FOLDER / f"generate_{task}_aimle_cmd.py"
@@ -305,22 +330,46 @@ def test_a_reader_that_leaves_early_is_no_error():
 # what is left to do
 
 
-def test_pending_leaves_out_what_is_finished_and_nothing_else(tmp_path, monkeypatch):
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    jobs = [sweep.Job("vae", "torch-vae-cli.py", "ste", seed) for seed in range(5)]
+    return write_digits(tmp_path / "data", 20, 10)
+
+
+def test_pending_leaves_out_what_is_finished_and_nothing_else(digits, tmp_path):
+    jobs = [sweep.Job("vae", "torch-vae-cli.py", "ste", seed) for seed in range(6)]
     for job, status in zip(jobs, ("finished", "failed", "running")):
-        fill(job, status=status)
+        fill(job, status)
     Path(jobs[3].record).write_text('{"status": "finis')
-    assert [job.seed for job in sweep.pending(jobs, tmp_path)] == [1, 2, 3, 4]
-    (tmp_path / jobs[4].record).write_text('["finished"]')
-    assert not sweep.is_finished(jobs[4], tmp_path)
+    Path(jobs[4].record).write_text('["finished"]')
+    assert [job.seed for job in sweep.pending(jobs, tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_pending_prints_nothing_when_all_is_done(tmp_path, printed, capsys):
-    words = ["--methods", "ste", "--seeds", "2", "--results-dir", str(tmp_path), "--pending"]
-    assert len(printed("vae", *words)) == 2
-    for seed in range(2):
-        fill(sweep.Job("vae", "", "ste", seed, results_dir=str(tmp_path)), status="finished")
+def test_pending_knows_settings_length_and_data(digits, tmp_path, capsys):
+    jobs = [sweep.Job("vae", "torch-vae-cli.py", "ste", seed, {"-e": 3}) for seed in range(4)]
+    for job, changes in zip(jobs, ({}, {"epochs": 2}, {"code_m": 5}, {"data": "0123456789abcdef"})):
+        fill(job, **changes)
+    assert [job.seed for job in sweep.pending(jobs, tmp_path)] == [1, 2, 3]
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 2
+    assert "seed2.json has other settings: code_m 5 (now 20)" in err
+    assert "seed3.json has other settings: data '0123456789abcdef' (now '" in err
+    for file in digits.glob("t10k-images*"):
+        content, stat = bytearray(file.read_bytes()), file.stat()
+        content[-1] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [job.seed for job in sweep.pending(jobs, tmp_path)] == [0, 1, 2, 3]
+
+
+def test_pending_prints_nothing_when_all_is_done(digits, tmp_path, printed, capsys):
+    words = ["--methods", "ste", "--seeds", "2", "--results-dir", str(tmp_path), "--data-dir", str(digits), "--pending"]
+    lines = printed("vae", *words)
+    assert len(lines) == 2
+    for line in lines:
+        args = parsed("vae", line)
+        flags = {"-e": 100, **vae.COMMON, "-M": "ste", **vae.METHODS["ste"], "--data-dir": digits}
+        fill(sweep.Job("vae", "", args.name, args.seed, flags, str(tmp_path)))
     for form in ("lines", "slurm"):
         assert vae.main([*words, "--format", form]) == 0
         out, err = capsys.readouterr()

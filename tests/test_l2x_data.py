@@ -102,6 +102,7 @@ def test_a_no_break_space_belongs_to_its_word(folder):
     word = "smooth\u00a0ale"
     write(folder, TRAIN, "0 0 0", f"{word} good")
     (folder / VECTORS).write_text(vector_line(word, 0.75) + "\n")
+    (folder / ANNOTATIONS).write_text(annotation("good", **{"1": [[0, 1]]}))
     data = load(folder, 1, max_len=2)
     assert data.vocabulary[word] == 3 and data.embedding[3].mean() == 0.75
 
@@ -115,6 +116,52 @@ def test_the_line_end_is_no_part_of_a_word_in_any_style(folder):
     text = (folder / TRAIN).read_text()
     (folder / TRAIN).write_bytes(text.replace("\n", "\r\n").encode())
     assert list(load(folder, 1).vocabulary)[3:] == ["the", "beer", "is", "good", "bad"]
+
+
+# ---- files that belong together
+
+
+@pytest.mark.parametrize("name", [TRAIN, HELDOUT, ANNOTATIONS, VECTORS])
+def test_a_byte_order_mark_changes_nothing(folder, name):
+    plain = load(folder, 1, max_len=5)
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert_same(load(folder, 1, max_len=5), plain)
+
+
+def said(folder, caplog):
+    """Return what a load says of each share of words: file, share, level."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load(folder, 1)
+    lines = [(record.message.split("%"), record.levelname) for record in caplog.records if "% of the" in record.message]
+    return [(rest.split()[4], float(share), level) for (share, rest), level in lines]
+
+
+def test_shares_of_words_that_other_files_know_are_said_and_warned_about_below_a_half(folder, caplog):
+    # by hand: good 1 and bad 3 of ten words have a vector; 6 of 8; 4 of 5
+    expected = [(TRAIN, 40.0, "WARNING"), (HELDOUT, 75.0, "INFO"), (ANNOTATIONS, 80.0, "INFO")]
+    assert said(folder, caplog) == expected
+    assert said(folder, caplog) == expected  # from the cache too
+    with (folder / VECTORS).open("a") as file:
+        file.write(vector_line("the", 0.1) + "\n")
+    assert said(folder, caplog)[0] == (TRAIN, 60.0, "INFO")
+    write(folder, HELDOUT, "0.5 0.5 0.5", "GOOD ALE good", "0.5 1.0 0.5", "THE GOOD")
+    assert said(folder, caplog)[1] == (HELDOUT, 20.0, "WARNING")
+
+
+@pytest.mark.parametrize("name", [HELDOUT, ANNOTATIONS, VECTORS])
+def test_a_file_none_of_whose_words_another_one_knows_is_refused(folder, name):
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.upper().replace('"X"', '"x"'))
+    for _ in range(2):  # neither does the cache let it pass
+        with pytest.raises(UsageError, match=r"none of the words in .*: these files do not belong together"):
+            load(folder, 1)
+
+
+def test_annotations_that_mark_nothing_are_warned_about(folder, caplog):
+    (folder / ANNOTATIONS).write_text(annotation("the beer", **{"1": []}))
+    load(folder, 1)
+    assert "marks no words for aspect 1" in caplog.text
 
 
 # ---- errors
@@ -263,6 +310,19 @@ def test_a_changed_file_is_read_again(folder, name):
     assert_same(after, load(folder, 1, max_len=5))
 
 
+@pytest.mark.parametrize("name", [TRAIN, HELDOUT, ANNOTATIONS, VECTORS])
+def test_a_file_that_is_changed_in_size_and_time_by_nothing_is_read_again(folder, name):
+    before, path = load(folder, 1, max_len=5), folder / name
+    stat = path.stat()
+    change = ("0.50", "0.75") if name == VECTORS else ("good", "fine")
+    path.write_text(path.read_text().replace(*change))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    after = load(folder, 1, max_len=5)
+    with pytest.raises(AssertionError):
+        assert_same(after, before)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -309,7 +369,7 @@ def test_a_read_only_folder_is_read_without_a_cache_and_one_line_says_so(folder,
     finally:
         folder.chmod(0o755)
     assert [record.message for record in caplog.records if "without a cache" in record.message]
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if "cache" in record.message]) == 1
     assert_same(data, load(folder, 1, max_len=5))
 
 

@@ -134,7 +134,8 @@ def test_the_script_itself_runs(tmp_path, data):
 
 
 def test_the_missions_command_trains(trained):
-    assert trained.index("Namespace(add_timestamp=True, aimle_symmetric=False") < trained.index("Using factor graph")
+    begin = "Namespace(add_timestamp=True, again=False, aimle_symmetric=False"
+    assert trained.index(begin) < trained.index("Using factor graph")
     for words in ("Using factor graph MLP encoder.", "Using learned interaction net decoder.", "Using Adam."):
         assert words in trained.splitlines()
     trial = Path("experiments") / FOLDER / TRIAL

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from aaai23.errors import UsageError
-from aaai23.nri.data import load
+from aaai23.nri.data import check_pairs, load
+from aaai23.nri.simulate import write
 from aaai23.sample_data import MARKER
 
 N, T, DIMS, VERTICES = 6, 5, 2, 4
@@ -185,3 +186,25 @@ def test_timesteps_out_of_range_are_refused(folder, timesteps):
 def test_an_unknown_suffix_is_refused(folder):
     with pytest.raises(UsageError, match=r"data_train_other\.npy is missing.*--suffix"):
         load(folder, "_other", T, VERTICES)
+
+
+@pytest.mark.parametrize("timesteps", [2, 10])
+def test_edges_of_another_simulation_are_warned_about_and_those_of_the_same_are_not(tmp_path, caplog, timesteps):
+    write(tmp_path, 10, sizes=(200, 100, 100))
+    suffix = "_novar_1skip_10t_1r_graph10"
+    found = load(tmp_path, suffix, timesteps)
+    check_pairs(found)
+    assert not caplog.records
+    path = tmp_path / f"edges_valid{suffix}.npy"
+    np.save(path, np.load(path)[::-1])
+    check_pairs(load(tmp_path, suffix, timesteps))
+    assert len(caplog.records) == 1 and "the valid edges join vertices at" in caplog.text
+
+
+def test_positions_of_another_size_than_the_training_positions_are_warned_about(tmp_path, caplog):
+    write(tmp_path, 6, nb_vertices=5, sizes=(50, 50, 50))
+    suffix = "_novar_1skip_6t_1r_graph5"
+    path = tmp_path / f"data_test{suffix}.npy"
+    np.save(path, 5 * np.load(path))
+    check_pairs(load(tmp_path, suffix, 6, 5))
+    assert caplog.messages == ["the test positions reach 5 times as far as the training positions do"]

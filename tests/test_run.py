@@ -211,6 +211,33 @@ def test_an_unwritable_path_is_named_and_a_failed_save_leaves_no_trace(tmp_path,
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "model.pt"]
 
 
+def test_all_bytes_have_left_the_process_when_the_disk_is_told_to_keep_them(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    record.write_atomically(tmp_path / "file", b"five!")
+    assert sizes == [5]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_be_told_to_keep_its_files_is_used_without(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    save_checkpoint(tmp_path / "model.pt", {"step": 1})
+    assert load_checkpoint(tmp_path / "model.pt") == {"step": 1}
+
+
+def test_a_disk_error_on_the_last_step_of_writing_is_not_passed_over(tmp_path, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(UsageError, match="Input/output error"):
+        save_checkpoint(tmp_path / "model.pt", {"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut", "truncated", "a list", "code"])
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "model.pt"
@@ -300,6 +327,35 @@ def test_a_record_is_strict_json_whatever_is_logged(tmp_path):
         record.plain({"bad": object()})
 
 
+def test_settings_that_are_infinite_come_back_from_a_record_and_figures_do_not(tmp_path):
+    config = {"max_range": math.inf, "low": -math.inf, "betas": [math.inf, 0.5], "word": "information"}
+    with Run("nri", "inf", 0, config, results_dir=tmp_path) as run:
+        run.log(1, {"loss": math.inf})
+        run.finish({"loss": math.inf})
+    found = read_record(run.path)
+    assert found["config"] == config
+    assert found["history"] == [{"epoch": 1, "loss": None}] and found["final"] == {"loss": None}
+    check_same_config(found["config"], config)
+    with pytest.raises(UsageError, match=r"max_range 'inf' \(now None\)"):
+        check_same_config(found["config"], {**config, "max_range": None})
+    assert arguments.default_name(config, "x") != arguments.default_name({**config, "max_range": None}, "x")
+
+
+@pytest.mark.parametrize("around", ["nothing", "a repository of somebody else"])
+def test_outside_the_repository_the_environment_names_no_commit(tmp_path, monkeypatch, around):
+    package = tmp_path / "lib" / "aaai23"
+    package.mkdir(parents=True)
+    if around != "nothing":
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(record, "__file__", str(package / "record.py"))
+    found = record.environment()
+    assert (found["commit"], found["dirty"]) == (None, None)
+    assert found["torch"] == torch.__version__ and found["cpus"]
+
+
 def test_a_failed_run_keeps_its_history_and_names_its_error(tmp_path):
     with pytest.raises(ValueError, match="went"), Run("nri", "x", 0, CONFIG, results_dir=tmp_path) as run:
         run.log(1, {"loss": 2.0})
@@ -342,9 +398,9 @@ def test_a_name_in_use_by_other_settings_is_refused_and_nothing_is_overwritten(t
     ):
         pass
     with pytest.raises(UsageError, match="choose another --name"):
-        is_finished(run.path, {**CONFIG, "lr": 0.1})
+        record.finished_record(run.path, {**CONFIG, "lr": 0.1})
     assert run.path.read_bytes() == before
-    assert is_finished(run.path, {**CONFIG, "device": "cpu"})
+    assert record.finished_record(run.path, {**CONFIG, "device": "cpu"}) == read_record(run.path)
     with Run("l2x", "mine", 0, {**CONFIG, "device": "cpu"}, results_dir=tmp_path):
         assert read_record(run.path)["status"] == "running"
 
@@ -575,6 +631,23 @@ def test_the_mode_of_wandb_follows_what_the_user_set_up(tmp_path, monkeypatch, c
     assert tracking.wandb_mode() == "offline"
 
 
+@pytest.mark.parametrize("given", [None, "/elsewhere/logs"])
+def test_the_line_about_wandb_names_the_folder_that_it_writes_to(tmp_path, monkeypatch, caplog, given):
+    import wandb
+
+    tracking._say_offline.cache_clear()
+    for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR", "NETRC"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if given:
+        monkeypatch.setenv("WANDB_DIR", given)
+    assert tracking.wandb_mode() == "offline"
+    named = caplog.messages[0].split("into ")[1].split(" ")[0]
+    used = wandb.Settings(root_dir=given or str(tmp_path)).wandb_dir
+    assert os.path.abspath(named) == used
+
+
 def test_without_an_account_wandb_logs_offline_and_shows_its_summary(tmp_path):
     code = """
         from aaai23.run import Run, configure_logging
@@ -589,8 +662,9 @@ def test_without_an_account_wandb_logs_offline_and_shows_its_summary(tmp_path):
     unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR", "NETRC"))
     code, out, err = outcome(start(code, tmp_path, HOME=str(tmp_path), **unset))
     assert code == 0, err
-    assert out == "INFO:torch-vae-cli.py:Experiment completed.\n" * 2
-    assert err.count("no W&B account at hand: logging offline") == 1
+    offline, *rest = out.splitlines()
+    assert offline.startswith("WARNING:torch-vae-cli.py:no W&B account at hand: logging offline into wandb ")
+    assert rest == ["INFO:torch-vae-cli.py:Experiment completed."] * 2
     assert err.count("Run history:") == err.count("Run summary:") == 2
     assert "test_loss █" in err and "best_test_loss 0.66" in err
     folders = list((tmp_path / "wandb").glob("offline-run-*-vae-*"))
@@ -721,6 +795,8 @@ def test_log_lines_have_the_published_form(capsys):
     logger.debug("not shown")
     assert capsys.readouterr() == ("INFO:l2x-cli.py:Epoch 1/20\tLoss 0.0500 ± 0.0200\n", "")
     assert logger is logging.getLogger("l2x-cli.py")
+    logging.getLogger("aaai23.l2x.data").info("Reading")
+    assert capsys.readouterr() == ("INFO:l2x-cli.py:Reading\n", "")
 
 
 def test_progress_is_silent_when_piped_and_passes_everything_on(capsys):
@@ -747,6 +823,7 @@ def test_the_shared_flags_have_their_defaults_and_are_read():
         "seed": 4,
         "name": None,
         "resume": False,
+        "again": False,
         "device": "auto",
         "precision": "float32",
         "results_dir": Path("results"),
@@ -757,7 +834,9 @@ def test_the_shared_flags_have_their_defaults_and_are_read():
     assert (args.resume, args.device, args.results_dir) == (True, "cpu", Path("r"))
 
 
-@pytest.mark.parametrize("line", ["-e 0", "-e x", "--epoch 3", "--device tpu", "--seed -1", "--nonsense", "-e"])
+@pytest.mark.parametrize(
+    "line", ["-e 0", "-e x", "--epoch 3", "--device tpu", "--seed -1", "--nonsense", "-e", "--resume --again"]
+)
 def test_a_wrong_flag_is_one_line_and_exit_code_2(capsys, line):
     with pytest.raises(SystemExit) as caught:
         run_parser().parse_args(line.split())

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aaai23.arguments import (
     ArgumentParser,
     add_run_arguments,
+    config_of,
     default_name,
     non_negative_float,
     positive_float,
     positive_int,
 )
+from aaai23.dvae import settings
+from aaai23.dvae.settings import NOT_COMPARED, NOT_IN_NAME
 from aaai23.errors import UsageError
-from aaai23.record import NOT_SETTINGS, is_finished, read_record, record_path
+from aaai23.fingerprint import fingerprint
+from aaai23.record import finished_line, finished_record, record_path
+from aaai23.sample_data import is_sample
 from aaai23.shell import configure_logging, run_cli
 
 if TYPE_CHECKING:
@@ -24,7 +30,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "torch-vae-cli.py"
 METHOD_NAMES = ("aimle", "imle", "ste", "gumbel-softmax")
-NOT_IN_NAME = (*NOT_SETTINGS, "data_dir")
 
 
 def parser() -> ArgumentParser:
@@ -102,17 +107,31 @@ def warn(args: Namespace, log: logging.Logger) -> None:
         log.warning("--imle-lambda 0 with the standard target gives the encoder no gradient of the reconstruction")
 
 
-def finished_figures(args: Namespace, config: dict[str, Any], ignore: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the final figures if this run is finished and had all the epochs that are asked for now.
+def data_files(args: Namespace) -> list[Path]:
+    """Return the files that a command line reads.
 
     Raises:
-        UsageError: the finished run had other settings.
+        UsageError: one is missing.
     """
-    path = record_path(args.results_dir, "vae", args.name, args.seed)
-    if not is_finished(path, config, ignore):
-        return None
-    record = read_record(path)
-    return record["final"] if record["config"]["epochs"] >= args.epochs else None
+    return settings.data_files(args.data_dir)
+
+
+def record_of(args: Namespace) -> Path:
+    """Return the path of a run's record."""
+    return record_path(args.results_dir, "vae", args.name, args.seed)
+
+
+def finished(args: Namespace) -> dict[str, Any] | None:
+    """Return the record of this run if it is finished and had all the epochs that are asked for now, else None.
+
+    Args:
+        args: the parsed command line, with a name, and with the fingerprint of its data.
+
+    Raises:
+        UsageError: the finished run had other settings or other data.
+    """
+    record = finished_record(record_of(args), config_of(args), NOT_COMPARED)
+    return record if record is not None and record["config"]["epochs"] >= args.epochs else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,27 +139,33 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check(args)
     label = f"{args.method}_M{args.code_m}_N{args.code_n}_K{args.select_k}"
+    paths = data_files(args)
+    args.data = fingerprint(paths)
     args.name = args.name or default_name(vars(args), label, NOT_IN_NAME)
     log = configure_logging(SCRIPT)
     warn(args, log)
+    if is_sample(paths[0].parent):
+        log.info(f"{args.data_dir} holds sample data, a stand-in for MNIST: no figure below is a published one")
+    record = None if args.again else finished(args)
+    if record is not None:
+        log.info(finished_line(record_of(args), record))
+        log.info(f"Average Test Loss: {record['final']['test_loss']:.5f}")
+        log.info("Experiment completed.")
+    else:
+        train(args, log)
+    return 0
 
+
+def train(args: Namespace, log: logging.Logger) -> None:
+    """Train and measure a run that is not finished."""
     from aaai23.dvae.data import load  # torch and its friends load only when there is work to do
-    from aaai23.dvae.train import NOT_COMPARED, run_seed, settings_of, test_line
+    from aaai23.dvae.train import run_seed
     from aaai23.run import select_device
 
     device = select_device(args.device)
     data = load(args.data_dir, device)
     check_data(args, data)
-    if data.sample_data:
-        log.info(f"{args.data_dir} holds sample data, a stand-in for MNIST: no figure below is a published one")
-    path = record_path(args.results_dir, "vae", args.name, args.seed).with_suffix(".pt")
-    final = finished_figures(args, settings_of(args, data), NOT_COMPARED) if args.resume else None
-    if final is None:
-        run_seed(args, data, path, device, log)
-    else:
-        log.info(test_line(final))
-        log.info("Experiment completed.")
-    return 0
+    run_seed(args, data, record_of(args).with_suffix(".pt"), device, log)
 
 
 def entry() -> None:

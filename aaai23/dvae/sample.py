@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aaai23.arguments import ArgumentParser
-from aaai23.dvae.data import (
+from aaai23.dvae.settings import (
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,

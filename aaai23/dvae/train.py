@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import zlib
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,17 @@ from aaai23.arguments import config_of
 from aaai23.dvae.data import MNIST, intensities
 from aaai23.dvae.model import DiscreteVAE, GumbelSoftmaxLayer, losses, nelbo, temperature_at, test_loss, training_loss
 from aaai23.dvae.picture import random_codes, write_curves, write_images
+from aaai23.dvae.settings import NOT_COMPARED
 from aaai23.methods import METHODS, Options, beta_of
-from aaai23.record import NOT_COMPARED as NOT_COMPARED_OF_A_RUN
 from aaai23.run import (
     Run,
     accelerate,
-    check_same_config,
+    earlier_state,
     epoch_order,
-    load_checkpoint,
     loss_values,
     progress,
     random_state,
+    record_path,
     save_checkpoint,
     seed_everything,
     set_random_state,
@@ -38,8 +37,7 @@ from imle.solvers import select_k
 PROJECT = "aimle-dvae"
 EVALUATION_BATCH = 200
 PICTURED = 12  # images of each kind
-# a resumed run may go on for longer
-NOT_COMPARED = (*NOT_COMPARED_OF_A_RUN, "epochs")
+REMEDY = "lower --imle-lambda or --imle-temperature"
 
 
 def build(args: Namespace) -> DiscreteVAE:
@@ -164,7 +162,6 @@ class Session:
     def __init__(self, args: Namespace, data: MNIST, path: Path, device: torch.device):
         seed_everything(args.seed)
         self.args, self.data, self.path, self.device = args, data, path, device
-        self.config = settings_of(args, data)
         self.model = build(args).to(device)
         self.optimiser = new_optimiser(self.model)
         self.epoch, self.iteration = 0, 0
@@ -173,8 +170,7 @@ class Session:
     def state(self) -> dict[str, Any]:
         """Return all that is needed to continue to the same figures."""
         return {
-            "config": self.config,
-            "seed": self.args.seed,
+            "config": config_of(self.args),
             "epoch": self.epoch,
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -183,14 +179,8 @@ class Session:
             "random": random_state(),
         }
 
-    def restore(self) -> None:
-        """Continue from the checkpoint.
-
-        Raises:
-            UsageError: it is broken, or was made with other settings.
-        """
-        state = load_checkpoint(self.path)
-        check_same_config(state.get("config", {}), self.config, NOT_COMPARED, what=f"the checkpoint {self.path}")
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.iteration, self.history = state["epoch"], state["iteration"], state["history"]
@@ -222,7 +212,7 @@ class Session:
         self.iteration += len(batches)
         label = f"Epoch {self.epoch}/{self.args.epochs}"
         found = train_epoch(self.model, self.optimiser, self.data.train, batches, temperatures, label)
-        values = torch.tensor(loss_values(found, label), dtype=torch.float64)
+        values = torch.tensor(loss_values(found, label, REMEDY), dtype=torch.float64)
         temperature = self.temperature(self.iteration)
         set_temperature(self.model.layer, temperature)
         figures = {
@@ -267,17 +257,6 @@ def test_line(figures: Mapping[str, Any]) -> str:
     return f"Average Test Loss: {figures['test_loss']:.5f}"
 
 
-def settings_of(args: Namespace, data: MNIST) -> dict[str, Any]:
-    """Return the settings as a record and a checkpoint hold them.
-
-    The folder of the images may change between two starts of a run, the images may not: hence their checksum.
-    """
-    return {
-        **config_of(args),
-        "data": f"{len(data.train)} images, crc32 {zlib.crc32(bytes(data.train.cpu().numpy())):08x}",
-    }
-
-
 def run_seed(
     args: Namespace, data: MNIST, path: Path, device: torch.device, log: logging.Logger
 ) -> Mapping[str, float | None]:
@@ -290,15 +269,17 @@ def run_seed(
         device: where to compute.
         log: gets the lines of an epoch.
     """
+    config, record = config_of(args), record_path(args.results_dir, "vae", args.name, args.seed)
+    state = earlier_state(args, record, path, config, NOT_COMPARED)
     session = Session(args, data, path, device)
-    if args.resume and path.exists():
-        session.restore()
+    if state is not None:
+        session.restore(state)
     accelerate((session.model.encoder, session.model.decoder), args.precision, device)
     run = Run(
         "vae",
         args.name,
         args.seed,
-        session.config,
+        config,
         results_dir=args.results_dir,
         sample_data=data.sample_data,
         history=session.history,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,11 @@ from aaai23.arguments import (
     positive_int,
 )
 from aaai23.errors import UsageError
-from aaai23.record import NOT_SETTINGS, is_finished, read_record, record_path
+from aaai23.fingerprint import fingerprint
+from aaai23.l2x import settings
+from aaai23.l2x.settings import NOT_COMPARED, NOT_IN_NAME
+from aaai23.record import finished_line, finished_record, record_path
+from aaai23.sample_data import is_sample
 from aaai23.shell import configure_logging, run_cli
 
 if TYPE_CHECKING:
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "l2x-cli.py"
 METHOD_NAMES = ("aimle", "imle", "imletopk", "ste", "sst", "softsub", "l2x")
-NOT_IN_NAME = (*NOT_SETTINGS, "reruns", "checkpoint", "data_dir")
 
 
 def parser() -> ArgumentParser:
@@ -47,7 +50,7 @@ def _add_task_arguments(result: ArgumentParser) -> None:
     add("--hidden-dims", "-H", type=positive_int, default=250, help="width of the predictor")
     add("--max-len", "-m", type=positive_int, default=350, help="words of a review that are read")
     add("--select-k", "-K", type=positive_int, default=10, help="words that are selected")
-    add("--checkpoint", "-c", type=Path, default=Path("models/model.pt"), help="with several reruns one file a seed")
+    add("--checkpoint", "-c", type=Path, help="beside the record if not given; with several reruns one file a seed")
     add("--reruns", "-r", type=positive_int, default=10, help="number of seeds, from --seed up")
     add("--max-iterations", type=positive_int, help="end training after this many steps")
     add("--mask-padding", action="store_true", help="select words only; as published, padding can be selected")
@@ -90,9 +93,12 @@ def check(args: Namespace) -> None:
         raise UsageError(f"--method {args.method} draws one sample: leave --imle-samples at 1")
 
 
-def checkpoint_path(path: Path, seed: int, reruns: int) -> Path:
-    """Return a seed's own checkpoint: the path itself for a single rerun, else with the seed before its ending."""
-    return path if reruns == 1 else path.with_name(f"{path.stem}.seed{seed}{path.suffix}")
+def checkpoint_path(args: Namespace) -> Path:
+    """Return a seed's own checkpoint: that of the command line, with the seed before its ending if it has several."""
+    path = args.checkpoint
+    if path is None:
+        return record_of(args).with_suffix(".pt")
+    return path if args.reruns == 1 else path.with_name(f"{path.stem}.seed{args.seed}{path.suffix}")
 
 
 def log_seed(log: logging.Logger, seed: int, final: dict[str, float]) -> None:
@@ -114,47 +120,69 @@ def log_summary(log: logging.Logger, finals: Sequence[dict[str, float]]) -> None
         log.info(f"Final {title} List: {statistics.fmean(values):.5f} ± {statistics.pstdev(values):.5f}")
 
 
-def finished(
-    path: Path, epochs: int, config: Mapping[str, Any], not_compared: Sequence[str]
-) -> dict[str, float] | None:
-    """Return the final figures of a run that has gone as far as `epochs`, else None.
+def data_files(args: Namespace) -> list[Path]:
+    """Return the files that a command line reads.
 
     Raises:
-        UsageError: it had other settings.
+        UsageError: one is missing.
     """
-    if not is_finished(path, config, not_compared):
-        return None
-    record = read_record(path)
-    return record["final"] if record["config"]["epochs"] >= epochs else None
+    return settings.data_files(args.data_dir, args.aspect)
+
+
+def record_of(args: Namespace) -> Path:
+    """Return the path of a seed's record."""
+    return record_path(args.results_dir, "l2x", args.name, args.seed)
+
+
+def finished(args: Namespace) -> dict[str, Any] | None:
+    """Return the record of a seed that is finished and had all the epochs that are asked for now, else None.
+
+    Args:
+        args: the parsed command line, with a name, the seed of this rerun, and the fingerprint of its data.
+
+    Raises:
+        UsageError: the finished run had other settings or other data.
+    """
+    record = finished_record(record_of(args), config_of(args), NOT_COMPARED)
+    return record if record is not None and record["config"]["epochs"] >= args.epochs else None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and measure all reruns."""
     args = parser().parse_args(argv)
     check(args)
+    args.data = fingerprint(data_files(args))
     args.name = args.name or default_name(vars(args), f"{args.method}_a{args.aspect}_K{args.select_k}", NOT_IN_NAME)
     log = configure_logging(SCRIPT)
-
-    from aaai23.l2x.data import load  # torch and its friends load only when there is work to do
-    from aaai23.l2x.train import NOT_COMPARED, run_seed
-    from aaai23.run import select_device
-
-    device = select_device(args.device)
-    data = load(args.data_dir, args.aspect, args.max_len)
-    if data.sample_data:
+    if is_sample(args.data_dir):
         log.info(f"{args.data_dir} holds sample data, a stand-in for BeerAdvocate: no figure below is a published one")
+    reruns = [Namespace(**{**vars(args), "seed": seed}) for seed in range(args.seed, args.seed + args.reruns)]
+    records = [None if args.again else finished(rerun) for rerun in reruns]
     finals = []
-    for seed in range(args.seed, args.seed + args.reruns):
-        record = record_path(args.results_dir, "l2x", args.name, seed)
-        final = finished(record, args.epochs, config_of(args), NOT_COMPARED) if args.resume else None
-        if final is None:
-            path = checkpoint_path(args.checkpoint, seed, args.reruns)
-            final = dict(run_seed(args, data, seed, path, device, log))
-        log_seed(log, seed, final)
+    train = None
+    for rerun, record in zip(reruns, records, strict=True):
+        if record is not None:
+            log.info(finished_line(record_of(rerun), record))
+            final = record["final"]
+        else:
+            train = train or trainer(args, log)
+            final = train(rerun)
+        log_seed(log, rerun.seed, final)
         finals.append(final)
     log_summary(log, finals)
     log.info("Experiment completed.")
     return 0
+
+
+def trainer(args: Namespace, log: logging.Logger) -> Callable[[Namespace], dict[str, float]]:
+    """Read the data; return what trains and measures one rerun, and returns its final figures."""
+    from aaai23.l2x.data import load  # torch and its friends load only when there is work to do
+    from aaai23.l2x.train import run_seed
+    from aaai23.run import select_device
+
+    device = select_device(args.device)
+    data = load(args.data_dir, args.aspect, args.max_len, args.data)
+    return lambda rerun: dict(run_seed(rerun, data, checkpoint_path(rerun), device, log))
 
 
 def entry() -> None:

@@ -1,6 +1,6 @@
 """BeerAdvocate as Learning to Explain reads it: reviews with ratings, annotated reviews, word vectors.
 
-Four files make a data set; FILES names them. What is read is cached in `.cache` inside the data folder.
+Four files make a data set; `settings` names them. What is read is cached in `.cache` inside the data folder.
 """
 
 import json
@@ -19,19 +19,17 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.fingerprint import fingerprint
+from aaai23.l2x.settings import EMBEDDING_SIZE, data_files
 from aaai23.sample_data import is_sample
 
 logger = logging.getLogger(__name__)
 
 PAD, START, UNKNOWN = 0, 1, 2
 SPECIAL_WORDS = {"<PAD>": PAD, "<START>": START, "<UNK>": UNKNOWN}
-EMBEDDING_SIZE = 200  # the selector's first convolution has this many input channels
-TRAIN_FILE = "reviews.aspect{aspect}.train.txt"
-HELDOUT_FILE = "reviews.aspect{aspect}.heldout.txt"
-ANNOTATIONS_FILE = "annotations.json"
-VECTORS_FILE = "review+wiki.filtered.200.txt"
+BYTE_ORDER_MARK = "\ufeff"
 LARGEST = float(np.finfo(np.float32).max)
-CACHE_FORMAT = 1  # raise it when what the cache holds changes
+CACHE_FORMAT = 2  # raise it when what the cache holds changes
 
 Content = dict[str, Any]  # of tensors and strings, what a cache entry holds
 
@@ -67,7 +65,7 @@ class L2XData:
     sample_data: bool
 
 
-def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
+def load(data_dir: Path | str, aspect: int, max_len: int = 350, contents: str | None = None) -> L2XData:
     """Return reviews, annotations and word vectors for an aspect: 0 appearance, 1 aroma, 2 palate, 3 taste.
 
     A word's id is 3 or more, in order of first appearance in the training file (whole reviews count, also
@@ -76,22 +74,34 @@ def load(data_dir: Path | str, aspect: int, max_len: int = 350) -> L2XData:
     annotated ones: an odd pair, kept because the published subset precision counts that way. A word without
     a vector, like the three special words, has a row of zeros. Ranges that pass a review's end are cut there.
 
-    The first read leaves a cache in `data_dir/.cache`, which serves until a source's size or time changes.
-    A folder that nobody may write to is left as it is, and read afresh each time.
+    The log says how many words of one file another one knows, and warns where that is less than a half.
+
+    The first read leaves a cache in `data_dir/.cache`, which serves until a source's content changes. A folder that
+    nobody may write to is left as it is, and read afresh each time.
+
+    Args:
+        data_dir: the folder of the four files.
+        aspect: a number.
+        max_len: tokens of a review that are kept.
+        contents: the fingerprint of `data_files(data_dir, aspect)`, where the caller has it.
 
     Raises:
-        UsageError: a file is missing, empty or malformed; the message names file and line.
+        UsageError: a file is missing, empty or malformed (the message names file and line), or knows no word of
+            another one.
     """
     data_dir = Path(data_dir)
     if aspect < 0 or max_len < 1:
         raise UsageError(f"aspect {aspect} with at most {max_len} tokens: aspects start at 0, max_len at 1")
-    names = (TRAIN_FILE, HELDOUT_FILE, ANNOTATIONS_FILE, VECTORS_FILE)
-    sources = [data_dir / name.format(aspect=aspect) for name in names]
-    for path in sources:
-        _require(path)
-
+    sources = data_files(data_dir, aspect)
     cache = _Cache(data_dir / ".cache")
-    content = cache.fetch(f"aspect{aspect}.{max_len}", sources, lambda: _read_all(sources, aspect, max_len, cache))
+    content = cache.fetch(
+        f"aspect{aspect}.{max_len}",
+        contents or fingerprint(sources),
+        lambda: _read_all(sources, aspect, max_len, cache),
+    )
+    _check_shares(sources, content["shares"].tolist())
+    if not content["relevant"].any():
+        logger.warning(f"{sources[2]} marks no words for aspect {aspect}: subset precision can only be 0")
     words = content["words"].split("\n")
     return L2XData(
         train=Reviews(content["train"], content["train_ratings"]),
@@ -120,16 +130,6 @@ def split_heldout(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return validation, test
 
 
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(
-            f"{path} is missing: get BeerAdvocate with `./get_data.sh l2x`, or make sample data with "
-            f"`./get_data.sh sample` and read it with `--data-dir data/sample`"
-        )
-    if path.stat().st_size == 0:
-        raise UsageError(f"{path} is empty; fetch or make it again")
-
-
 # ---- reviews
 
 
@@ -141,12 +141,22 @@ def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache
     ids.default_factory = None
     heldout_tokens, heldout_ratings = _read_reviews(heldout, aspect, max_len, lambda word: ids.get(word, UNKNOWN))
     words = [word.decode() for word in ids]
-    annotated, relevant = _read_annotations(annotations, aspect, max_len, dict(zip(words, ids.values())))
+    annotated, relevant, annotated_words = _read_annotations(
+        annotations, aspect, max_len, dict(zip(words, ids.values()))
+    )
     # An entry of their own: gensim is slow on a large file, and the vectors serve every aspect.
-    table = cache.fetch("vectors", [vectors], lambda: _read_vectors(vectors))
+    table = cache.fetch("vectors", fingerprint([vectors]), lambda: _read_vectors(vectors))
+    embedding = _embed(words, table["words"].split("\n"), table["matrix"])
+    of_training, of_heldout = train_tokens[train_tokens != PAD], heldout_tokens[heldout_tokens != PAD]
+    shares = [
+        embedding.any(dim=1)[of_training].double().mean().item(),
+        (of_heldout != UNKNOWN).double().mean().item(),
+        (annotated != PAD).sum().item() / annotated_words,
+    ]
     return {
         "words": "\n".join(words),
-        "embedding": _embed(words, table["words"].split("\n"), table["matrix"]),
+        "shares": torch.tensor(shares, dtype=torch.float64),
+        "embedding": embedding,
         "train": train_tokens,
         "train_ratings": train_ratings,
         "heldout": heldout_tokens,
@@ -154,6 +164,28 @@ def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache
         "annotated": annotated,
         "relevant": relevant,
     }
+
+
+def _check_shares(sources: Sequence[Path], shares: Sequence[float]) -> None:
+    """Say what shares of the words in training, held-out and annotated reviews the file beside them knows.
+
+    Raises:
+        UsageError: one is 0.
+    """
+    train, heldout, annotations, vectors = sources
+    pairs = (
+        (train, f"have a vector in {vectors.name}"),
+        (heldout, f"are in {train.name}"),
+        (annotations, f"are in {train.name}"),
+    )
+    for share, (path, known) in zip(shares, pairs, strict=True):
+        if not share:
+            raise UsageError(f"none of the words in {path} {known}: these files do not belong together; get them anew")
+        line = f"{share:.1%} of the words in {path.name} {known}"
+        if share < 0.5:
+            logger.warning(f"{line}: do these files belong together?")
+        else:
+            logger.info(line)
 
 
 def _read_reviews(path: Path, aspect: int, max_len: int, word_id: Callable[[bytes], int]) -> tuple[Tensor, Tensor]:
@@ -172,7 +204,7 @@ def _read_reviews(path: Path, aspect: int, max_len: int, word_id: Callable[[byte
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield `file:line`, for messages, and the line."""
+    """Yield `file:line`, for messages, and the line; without the mark that some editors begin a file with."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
@@ -180,7 +212,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 line.decode()
             except UnicodeDecodeError as error:
                 raise UsageError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-            yield place, line
+            yield place, line.removeprefix(BYTE_ORDER_MARK.encode()) if number == 1 else line
 
 
 def _open(path: Path):
@@ -217,7 +249,7 @@ def _pad_in_front(rows: Sequence[Sequence | np.ndarray], max_len: int) -> Tensor
 # ---- annotations
 
 
-def _read_annotations(path: Path, aspect: int, max_len: int, vocabulary: dict[str, int]) -> tuple[Tensor, Tensor]:
+def _read_annotations(path: Path, aspect: int, max_len: int, vocabulary: dict[str, int]) -> tuple[Tensor, Tensor, int]:
     rows, masks = [], []
     for place, line in _lines(path):
         tokens, ranges = _annotation(line, aspect, place)
@@ -226,7 +258,7 @@ def _read_annotations(path: Path, aspect: int, max_len: int, vocabulary: dict[st
             mask[start:end] = True
         rows.append([vocabulary.get(token, PAD) for token in tokens[:max_len]])
         masks.append(mask[:max_len])
-    return _pad_in_front(rows, max_len), _pad_in_front(masks, max_len).bool()
+    return _pad_in_front(rows, max_len), _pad_in_front(masks, max_len).bool(), sum(map(len, rows))
 
 
 def _annotation(line: bytes, aspect: int, place: str) -> tuple[list[str], list[list[int]]]:
@@ -268,7 +300,7 @@ def _read_vectors(path: Path) -> Content:
     except (ValueError, EOFError, IndexError, OSError) as error:
         _blame_line(path)
         raise UsageError(f"{path}: gensim cannot read it ({error})") from error
-    return {"words": "\n".join(vectors.index_to_key), "matrix": matrix}
+    return {"words": "\n".join(vectors.index_to_key).removeprefix(BYTE_ORDER_MARK), "matrix": matrix}
 
 
 def _blame_line(path: Path) -> None:
@@ -311,10 +343,10 @@ class _Cache:
         self.folder = folder
         self.given_up = False
 
-    def fetch(self, name: str, sources: Sequence[Path], build: Callable[[], Content]) -> Content:
-        """Return the entry of this name as built from the sources as they are now."""
+    def fetch(self, name: str, contents: str, build: Callable[[], Content]) -> Content:
+        """Return the entry of this name as built from sources of these contents."""
         path = self.folder / f"{name}.pt"
-        fingerprint = _fingerprint(sources)
+        fingerprint = f"{CACHE_FORMAT} {contents}"
         content = self._read(path, fingerprint)
         if content is None:
             content = build()
@@ -352,11 +384,6 @@ def _refuse_read_only(folder: Path) -> None:
     """Raises PermissionError when nobody may write to the folder; for root, writing would succeed."""
     if not folder.stat().st_mode & 0o222:
         raise PermissionError("the data folder is read-only")
-
-
-def _fingerprint(sources: Sequence[Path]) -> str:
-    stats = [(path.name, path.stat()) for path in sources]
-    return json.dumps([CACHE_FORMAT, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]])
 
 
 def _checksum(content: Content) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aaai23.errors import UsageError
 from aaai23.l2x import cli
+from aaai23.record import read_record, record_path
 from aaai23.shell import run_cli
 
 SCRIPT = "demo"
@@ -28,19 +29,22 @@ def main(argv: list[str] | None = None) -> int:
     if not (DATA / "annotations.json").exists():
         raise UsageError("there is no sample data: run ./get_data.sh sample first, or make demo")
     os.environ.setdefault("WANDB_MODE", "disabled")
+    args = cli.parser().parse_args(COMMAND.split())
+    record = record_path(args.results_dir, "l2x", args.name, args.seed)
+    for path in (record, args.checkpoint):
+        path.unlink(missing_ok=True)  # the demo's own, of whatever code and data
     print(f"PYTHONPATH=. python3 ./cli/l2x-cli.py {COMMAND}", flush=True)
     cli.main(COMMAND.split())
 
     from aaai23.l2x.data import load
     from aaai23.l2x.picture import explain, write_html, write_png
     from aaai23.l2x.train import build
-    from aaai23.run import load_checkpoint, read_record, record_path
+    from aaai23.run import load_checkpoint
 
-    args = cli.parser().parse_args(COMMAND.split())
     data = load(DATA, args.aspect, args.max_len)
     model = build(args, data.embedding)
     model.load_state_dict(load_checkpoint(args.checkpoint)["best"]["model"])
-    print(table(read_record(record_path(args.results_dir, "l2x", "demo", args.seed))["final"]))
+    print(table(read_record(record)["final"]))
 
     reviews = explain(model, data, DATA, count=6)
     title = "Which words carry the rating of taste? (sample data)"

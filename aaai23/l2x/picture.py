@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from aaai23.figures import save_png
-from aaai23.l2x.data import ANNOTATIONS_FILE, L2XData
+from aaai23.l2x.data import L2XData
 from aaai23.l2x.model import Explainer
+from aaai23.l2x.settings import ANNOTATIONS_FILE
 from aaai23.record import write_atomically
 
 LEGEND = "yellow: selected by the model; green underline: annotated for this aspect by people"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaai23.errors import UsageError
-from aaai23.l2x.data import (
+from aaai23.l2x.settings import (
     ANNOTATIONS_FILE,
     EMBEDDING_SIZE,
     HELDOUT_FILE,

@@ -16,17 +16,17 @@ from torch import Tensor
 from aaai23.arguments import config_of
 from aaai23.l2x.data import Annotations, L2XData, Reviews, split_heldout
 from aaai23.l2x.model import Explainer, squared_error
+from aaai23.l2x.settings import NOT_COMPARED
 from aaai23.methods import SUBSET_METHODS, Options, beta_of
-from aaai23.record import NOT_COMPARED as SHARED_NOT_COMPARED
 from aaai23.run import (
     Run,
     accelerate,
-    check_same_config,
+    earlier_state,
     epoch_order,
-    load_checkpoint,
     loss_values,
     progress,
     random_state,
+    record_path,
     save_checkpoint,
     seed_everything,
     set_random_state,
@@ -35,8 +35,7 @@ from imle.solvers import select_k
 
 PROJECT = "beeradv-aaai23"
 EVALUATION_BATCH = 200
-# settings that say how long or how often, not what: a resumed run may differ in them
-NOT_COMPARED = (*SHARED_NOT_COMPARED, "checkpoint", "reruns", "epochs")
+REMEDY = "lower --imle-lambda, --imle-input-temperature or --imle-output-temperature"
 
 
 def build(args: Namespace, embedding: Tensor) -> Explainer:
@@ -86,7 +85,7 @@ def train_epoch(
         losses.append(loss.detach())
         if log:
             log.info(f"{epoch}\tIteration {iteration}\tLoss value: {loss.item():.4f}")
-    return loss_values(losses, epoch)
+    return loss_values(losses, epoch, REMEDY)
 
 
 @torch.inference_mode()
@@ -141,17 +140,15 @@ class Session:
     """The state of one seed's training: what a checkpoint holds.
 
     Args:
-        args: the parsed command line.
+        args: the parsed command line, with the seed of this rerun.
         data: of the aspect.
-        seed: of this rerun.
-        path: of the checkpoint.
         device: where to compute.
     """
 
-    def __init__(self, args: Namespace, data: L2XData, seed: int, path: Path, device: torch.device):
-        seed_everything(seed)
-        self.args, self.seed, self.path = args, seed, path
-        self.train, self.validation, self.test, self.annotated = to_device(data, seed, device)
+    def __init__(self, args: Namespace, data: L2XData, device: torch.device):
+        seed_everything(args.seed)
+        self.args = args
+        self.train, self.validation, self.test, self.annotated = to_device(data, args.seed, device)
         self.model = build(args, data.embedding).to(device)
         accelerate((self.model.selector, self.model.predictor), args.precision, device)
         # one kernel for all parameters, wherever torch has it
@@ -164,7 +161,6 @@ class Session:
         """Return all that is needed to continue to the same figures."""
         return {
             "config": config_of(self.args),
-            "seed": self.seed,
             "epoch": self.epoch,
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -174,16 +170,8 @@ class Session:
             "random": random_state(),
         }
 
-    def restore(self) -> None:
-        """Continue from the checkpoint.
-
-        Raises:
-            UsageError: it is broken, or was made with other settings.
-        """
-        state = load_checkpoint(self.path)
-        check_same_config(
-            state.get("config", {}), config_of(self.args), NOT_COMPARED, what=f"the checkpoint {self.path}"
-        )
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.iteration = state["epoch"], state["iteration"]
@@ -197,7 +185,7 @@ class Session:
 
     def next_epoch(self, log: logging.Logger) -> dict[str, Any]:
         """Train one epoch and measure; returns the figures for the record."""
-        order = epoch_order(len(self.train.ratings), self.seed, self.epoch).to(self.train.tokens.device)
+        order = epoch_order(len(self.train.ratings), self.args.seed, self.epoch).to(self.train.tokens.device)
         batches = list(order.split(self.args.batch_size))
         if self.args.max_iterations is not None:
             batches = batches[: self.args.max_iterations - self.iteration]
@@ -233,32 +221,33 @@ class Session:
 
 
 def run_seed(
-    args: Namespace, data: L2XData, seed: int, path: Path, device: torch.device, log: logging.Logger
+    args: Namespace, data: L2XData, path: Path, device: torch.device, log: logging.Logger
 ) -> Mapping[str, float]:
     """Train and measure one seed, with its record, checkpoint and W&B mirror; returns the final figures.
 
     Args:
-        args: the parsed command line, with a name.
+        args: the parsed command line, with a name and the seed of this rerun.
         data: of the aspect.
-        seed: of this rerun.
         path: of the checkpoint.
         device: where to compute.
         log: gets the lines of an epoch.
     """
-    session = Session(args, data, seed, path, device)
-    if args.resume and path.exists():
-        session.restore()
+    config, record = config_of(args), record_path(args.results_dir, "l2x", args.name, args.seed)
+    state = earlier_state(args, record, path, config, NOT_COMPARED)
+    session = Session(args, data, device)
+    if state is not None:
+        session.restore(state)
     run = Run(
         "l2x",
         args.name,
-        seed,
-        config_of(args),
+        args.seed,
+        config,
         results_dir=args.results_dir,
         sample_data=data.sample_data,
         history=session.history,
         ignore=NOT_COMPARED,
         wandb_project=PROJECT,
-        wandb_name=f"{args.method}-{seed}",
+        wandb_name=f"{args.method}-{args.seed}",
         wandb_tags=("l2x", args.method, args.aimle_target),
     )
     with run:

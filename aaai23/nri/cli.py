@@ -20,16 +20,16 @@ from aaai23.arguments import (
     true_or_false,
 )
 from aaai23.errors import UsageError
-from aaai23.nri.settings import NOT_COMPARED, NOT_IN_NAME, method_name
-from aaai23.record import is_finished, read_record, record_path
+from aaai23.fingerprint import fingerprint
+from aaai23.nri.settings import NOT_COMPARED, NOT_IN_NAME, data_files, method_name
+from aaai23.record import finished_line, finished_record, record_path
+from aaai23.sample_data import is_sample
 from aaai23.shell import configure_logging, run_cli
 
 if TYPE_CHECKING:
     import logging
 
     import torch
-
-    from aaai23.nri.data import Layouts
 
 SCRIPT = "torch-nri-cli.py"
 
@@ -233,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train one seed, or measure the trials of a folder."""
     args = parser().parse_args(argv)
     check(args)
+    args.data = fingerprint(data_files(args))
     args.name = args.name or default_name(vars(args), label(args), NOT_IN_NAME)
     args.experiments_folder = args.experiments_folder or f"../exp_nri/{args.name}"
     log = configure_logging(SCRIPT)
@@ -243,13 +244,22 @@ def main(argv: list[str] | None = None) -> int:
     for line in announcements(args):
         print(line, flush=True)
 
-    from aaai23.nri.data import load  # torch and its friends load only when there is work to do
-
-    data = load(args.data_dir, args.suffix, args.timesteps, args.num_vertices, args.dims)
-    if data["train"].sample_data:
+    if is_sample(args.data_dir):
         log.info(f"{args.data_dir} holds sample data, a stand-in for the full set: no figure below is a published one")
+
+    from aaai23.nri.data import check_pairs, load  # torch and its friends load only when there is work to do
+
+    record = finished(args) if args.mode == "train" and not args.again else None
+    if record is not None:
+        log.info(finished_line(record_of(args), record))
+        say_final(record["final"], log)
+        return 0
+    data = load(args.data_dir, args.suffix, args.timesteps, args.num_vertices, args.dims)
+    check_pairs(data)
     if args.mode == "train":
-        _train(args, data, device, log)
+        from aaai23.nri.train import run_seed
+
+        say_final(run_seed(args, data, device, log), log)
     else:
         from aaai23.nri.evaluate import evaluate_trials
 
@@ -257,29 +267,32 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _train(args: Namespace, data: Mapping[str, Layouts], device: torch.device, log: logging.Logger) -> None:
-    from aaai23.nri.train import describe, run_seed
+def say_final(final: Mapping[str, Any], log: logging.Logger) -> None:
+    """Log the final figures of a run."""
+    from aaai23.nri.train import describe
 
-    record = record_path(args.results_dir, "nri", args.name, args.seed)
-    final = finished(args, record) if args.resume else None
-    if final is None:
-        final = dict(run_seed(args, data, device, log))
     for name, title in (("val", "Validation"), ("test", "Test")):
         log.info(f"{title} {describe(final, name)}")
     log.info("Experiment completed.")
 
 
-def finished(args: Namespace, record: Path) -> dict[str, Any] | None:
-    """Return the final figures of a run that has gone as far as the command line asks, else None.
+def record_of(args: Namespace) -> Path:
+    """Return the path of a run's record."""
+    return record_path(args.results_dir, "nri", args.name, args.seed)
+
+
+def finished(args: Namespace) -> dict[str, Any] | None:
+    """Return the record of this run if it is finished and has gone as far as the command line asks, else None.
+
+    Args:
+        args: the parsed command line, with a name, and with the fingerprint of its data.
 
     Raises:
-        UsageError: it had other settings.
+        UsageError: the finished run had other settings or other data.
     """
-    if not is_finished(record, config_of(args), NOT_COMPARED):
-        return None
-    found = read_record(record)
+    record = finished_record(record_of(args), config_of(args), NOT_COMPARED)
     last = min(args.num_iterations, args.max_steps or args.num_iterations)
-    return found["final"] if found["history"][-1]["iteration"] >= last else None
+    return record if record is not None and record["history"][-1]["iteration"] >= last else None
 
 
 def entry() -> None:

@@ -1,6 +1,7 @@
 """Read simulated graph layouts: trajectories of vertices, and the edges that shaped them."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from aaai23.sample_data import is_sample
 
 if TYPE_CHECKING:
     import numpy as np
+
+_LOGGER = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 REMAKE = "make the files anew with ./get_data.sh nri"
@@ -134,3 +137,25 @@ def _read_edges(path: Path, samples: int, vertices: int) -> Tensor:
         raise UsageError(f"{path} holds edges that are not symmetric: {REMAKE}")
     low, high = torch.triu_indices(vertices, vertices, 1)
     return edges[:, low, high]
+
+
+def check_pairs(layouts: Mapping[str, Layouts]) -> None:
+    """Warn of files that do not look as if they belong together, as those of two simulations do.
+
+    Edges pull their vertices together: in the last frame these are nearer to one another than vertices are on average,
+    unless the edges are those of other layouts. And all splits are of about one size.
+    """
+    for split, found in layouts.items():
+        points = found.positions[:1000, :, -1]
+        ends = torch.triu_indices(points.shape[1], points.shape[1], 1)
+        distances = (points[:, ends[0]] - points[:, ends[1]]).norm(dim=-1)
+        edges = found.edges[:1000]
+        ratio = ((distances * edges).sum() / edges.sum() / distances.mean()).item()
+        if not ratio < 0.95:
+            _LOGGER.warning(
+                f"the {split} edges join vertices at {ratio:.2f} of their mean distance, as chance does: "
+                "do positions and edges belong together?"
+            )
+        extent = found.positions.abs().max().item()  # that of the training positions is 1
+        if not 0.5 < extent < 2:
+            _LOGGER.warning(f"the {split} positions reach {extent:.2g} times as far as the training positions do")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
 from argparse import Namespace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aaai23.arguments import config_of
+from aaai23.fingerprint import fingerprint
 from aaai23.nri.data import Layouts
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.metrics import edge_metrics, nll_gaussian
@@ -32,6 +34,7 @@ from aaai23.record import plain, write_atomically
 from aaai23.run import Run, accelerate
 from imle.noise import draw
 
+_LOGGER = logging.getLogger(__name__)
 ALL_MEASUREMENTS = "all_measurements.json"
 PRINTED = {"elbo": np.float64, "acc": np.float32, "precision": np.float32, "recall": np.float32}
 
@@ -157,6 +160,10 @@ def evaluate_trials(
     print("encoder", models[0].encoder)
     print("decoder", models[0].decoder, flush=True)
     splits = {name: data[name].to(device) for name in ("valid", "test")}
+    for trial in trials:
+        if read_config(trial).get("data") != getattr(args, "data", None):
+            _LOGGER.warning(f"{trial} was trained on other data than it is measured on")
+    args.trials = fingerprint(trial / f"{name}.pt" for trial in trials for name in ("encoder", "decoder"))
     with evaluation_run(args, data["test"].sample_data) as run:
         for index, (trial, model) in enumerate(zip(trials, models, strict=True)):
             seed = read_config(trial).get("seed", args.seed)
@@ -194,7 +201,7 @@ def timed_measure(
 
 
 def evaluation_run(args: Namespace, sample_data: bool) -> Run:
-    """Return the record of an evaluation, a step of which is a trial."""
+    """Return the record of an evaluation, a step of which is a trial; with --again it may replace that of others."""
     return Run(
         "nri-eval",
         args.name,
@@ -203,7 +210,7 @@ def evaluation_run(args: Namespace, sample_data: bool) -> Run:
         results_dir=args.results_dir,
         sample_data=sample_data,
         step_name="trial",
-        ignore=(*NOT_COMPARED, *MEASURING),
+        ignore=(*NOT_COMPARED, *MEASURING, *(("trials",) if args.again else ())),
         wandb_project=PROJECT,
         wandb_name=f"eval-{method_name(args)}-{args.seed}",
         wandb_tags=("nri", "eval", method_name(args), args.aimle_target),

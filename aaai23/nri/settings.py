@@ -1,7 +1,12 @@
-"""Which flags count for what: for a run's name, for resuming it, for measuring a trial."""
+"""Which flags count for what (a run's name, resuming it, measuring a trial), and the six files that are read.
+
+Nothing here imports torch.
+"""
 
 from argparse import Namespace
+from pathlib import Path
 
+from aaai23.errors import UsageError
 from aaai23.record import NOT_COMPARED as SHARED_NOT_COMPARED
 
 PROJECT = "aimle-nri"
@@ -33,6 +38,21 @@ TRAINED_WITH = (
     "imle_noise_temperature",
 )
 """Flags that a trial must have been trained with to be measured by a command line."""
+
+
+def data_files(args: Namespace) -> list[Path]:
+    """Return the files that a command line reads: positions and edges for training, validation and test.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    names = [f"{kind}_{split}{args.suffix}.npy" for split in ("train", "valid", "test") for kind in ("data", "edges")]
+    for name in names:
+        if not (args.data_dir / name).is_file():
+            raise UsageError(
+                f"{args.data_dir / name} is missing: run ./get_data.sh nri, or check --suffix and the data folder"
+            )
+    return [args.data_dir / name for name in names]
 
 
 def method_name(args: Namespace) -> str:

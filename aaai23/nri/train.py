@@ -31,16 +31,18 @@ from aaai23.nri.trial import (
 from aaai23.run import (
     Run,
     accelerate,
-    check_same_config,
+    earlier_state,
     epoch_order,
-    load_checkpoint,
     loss_values,
     progress,
     random_state,
+    record_path,
     save_checkpoint,
     seed_everything,
     set_random_state,
 )
+
+REMEDY = "lower --lr, --imle-lambda or --imle-noise-temperature"
 
 
 class Session:
@@ -83,15 +85,8 @@ class Session:
             "random": random_state(),
         }
 
-    def restore(self) -> None:
-        """Continue from the checkpoint.
-
-        Raises:
-            UsageError: it is broken, or was made with other settings.
-        """
-        path = self.trial / CHECKPOINT
-        state = load_checkpoint(path)
-        check_same_config(state.get("config", {}), config_of(self.args), NOT_COMPARED, what=f"the checkpoint {path}")
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration, self.best_elbo, self.history = state["iteration"], state["best_elbo"], state["history"]
@@ -114,7 +109,7 @@ class Session:
             losses = self.train_until(stop, log if self.args.verbose else None)
         figures = self.figures(losses)
         if not math.isfinite(figures["val_elbo"]):
-            raise FloatingPointError(f"the validation bound is not finite at iteration {self.iteration}; lower --lr")
+            raise FloatingPointError(f"the validation bound is not finite at iteration {self.iteration}; {REMEDY}")
         better = figures["val_elbo"] > self.best_elbo
         self.best_elbo = max(self.best_elbo, figures["val_elbo"])
         if better or not self.args.save_best_model:
@@ -136,7 +131,7 @@ class Session:
                 losses.append(self.step())
                 if log:
                     log.info(f"Iteration {self.iteration}\tLoss value: {losses[-1].item():.4f}")
-        return loss_values(losses, f"before iteration {stop}")
+        return loss_values(losses, f"before iteration {stop}", REMEDY)
 
     def step(self) -> Tensor:
         """Train on the next batch; returns its loss, still on the device."""
@@ -228,11 +223,12 @@ def run_seed(
     Raises:
         UsageError: the trial's folder or the record belongs to other settings.
     """
-    trial = trial_folder(args)
+    trial, record = trial_folder(args), record_path(args.results_dir, "nri", args.name, args.seed)
     refuse_another(trial, config_of(args))
+    state = earlier_state(args, record, trial / CHECKPOINT, config_of(args), NOT_COMPARED)
     session = Session(args, data, trial, device)
-    if args.resume and (trial / CHECKPOINT).exists():
-        session.restore()
+    if state is not None:
+        session.restore(state)
     run = Run(
         "nri",
         args.name,

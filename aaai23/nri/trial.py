@@ -23,7 +23,7 @@ from torch import nn
 from aaai23.checkpoint import load_checkpoint, save_checkpoint
 from aaai23.errors import UsageError
 from aaai23.nri.settings import NOT_COMPARED
-from aaai23.record import check_same_config, plain, write_atomically
+from aaai23.record import check_same_config, plain, read_settings, write_atomically
 
 ROOT = Path("experiments")
 CONFIG, CHECKPOINT, LOG = "train_config.json", "checkpoint.pt", "log.txt"
@@ -68,7 +68,7 @@ def find_trials(folder: Path) -> list[Path]:
 
 def write_config(trial: Path, config: Mapping[str, Any]) -> None:
     """Write the settings of a trial; a folder that cannot be written shows before hours of work."""
-    write_atomically(trial / CONFIG, (json.dumps(plain(config), indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(trial / CONFIG, (json.dumps(plain(config, words=True), indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_config(trial: Path) -> dict[str, Any]:
@@ -83,18 +83,19 @@ def read_config(trial: Path) -> dict[str, Any]:
         raise UsageError(f"{trial / CONFIG} is no whole JSON file; move the trial away or train it again") from error
     if not isinstance(config, dict):
         raise UsageError(f"{trial / CONFIG} holds no settings; move the trial away or train it again")
-    return config
+    return read_settings(config)
 
 
 def refuse_another(trial: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to replace a trial that was trained with other settings.
+    """Refuse to replace a trial that was trained with another seed, other settings or other data.
 
     Raises:
         UsageError: the folder holds one.
     """
     if (trial / CONFIG).exists():
         remedy = "choose another --experiments_folder or --experiment_name"
-        check_same_config(read_config(trial), config, NOT_COMPARED, what=f"the trial {trial}", remedy=remedy)
+        compared = [key for key in NOT_COMPARED if key != "seed"]
+        check_same_config(read_config(trial), config, compared, what=f"the trial {trial}", remedy=remedy)
 
 
 def check_config(trial: Path, now: Mapping[str, Any], compared: Iterable[str]) -> None:

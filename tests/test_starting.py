@@ -1,0 +1,316 @@
+"""What a start does with the work of an earlier one, in every task: goes on, says that it is done, or refuses."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from aaai23 import shell
+from aaai23.dvae import cli as vae
+from aaai23.l2x import cli as l2x
+from aaai23.l2x.sample import write_sample
+from aaai23.nri import cli as nri
+from aaai23.nri.simulate import write
+from tests.test_dvae_cli import write_digits
+from tests.test_experiments import collect_lines, parsed, split
+
+AIMLE = "--method aimle --aimle-target adaptive --imle-lambda 0.1 --device cpu"
+SCRIPTS = {
+    "l2x": (l2x, f"{AIMLE} -a 3 -r 1 -m 60 -H 20 --imle-noise gumbel"),
+    "vae": (vae, f"{AIMLE} --input-dim 196 --code-m 4 --code-n 6 -K 3"),
+    "nri": (
+        nri,
+        f"{AIMLE} --encoder_hidden 8 --decoder_hidden 8 --batch_size 16 --eval_batch_size 10 --seed 0 --eval_every 2 "
+        "--experiment_name trial --add_timestamp False --experiments_folder trials",
+    ),
+}
+LENGTH = {"l2x": "-e", "vae": "-e", "nri": "--num_iterations"}
+STEP = {"l2x": "Epoch 1/", "vae": "Epoch 1/", "nri": "Iteration 0"}
+FIGURES = {"l2x": "[0] Test MSE: ", "vae": "Average Test Loss: ", "nri": "Test elbo"}
+OTHER = {"l2x": ["-b", "20"], "vae": ["-b", "50"], "nri": ["--lr", "0.1"]}  # settings
+TASKS = pytest.mark.parametrize("task", SCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("starting")
+    write_sample(folder / "l2x", 0, 80, 40, 10)
+    write_digits(folder / "vae", 200, 50)
+    (folder / "nri").mkdir()
+    write(folder / "nri", 10, sizes=(40, 20, 10))
+    return folder
+
+
+@pytest.fixture
+def run(originals, tmp_path, monkeypatch, capsys, no_pictures):
+    """Run a script in an empty folder, on its own copy of the data: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aaai23.nri.train.draw_pictures", lambda *_: None)
+
+    def run_here(task, *flags, length=2, data=None):
+        script, line = SCRIPTS[task]
+        if not Path(task).exists():
+            shutil.copytree(originals / task, task)
+        words = [*line.split(), LENGTH[task], str(length), "--data-dir", data or task, *flags]
+        with pytest.raises(SystemExit) as stop:
+            shell.run_cli(lambda _: script.main(words), script.SCRIPT)
+        return stop.value.code, *capsys.readouterr()
+
+    return run_here
+
+
+def record(task, name="*", seed=0):
+    (path,) = Path("results", task).glob(f"{name}/seed{seed}.json")
+    return path
+
+
+def checkpoint(task):
+    return Path("experiments/trials/trial/checkpoint.pt") if task == "nri" else record(task).with_suffix(".pt")
+
+
+def files():
+    """Return every file that runs have written, with its content."""
+    kept = [path for folder in ("results", "experiments", "models") for path in Path(folder).rglob("*")]
+    return {path: path.read_bytes() for path in kept if path.is_file()}
+
+
+def stop_early(task):
+    """Make the record of a finished run that of one that was killed; its checkpoint lies there."""
+    path = record(task)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running", "final": None}))
+
+
+LAST_OF = {  # a file of the data; its last byte but one is a digit, a pixel, a part of a float
+    "l2x": "review+wiki.filtered.200.txt",
+    "vae": "t10k-images-idx3-ubyte",
+    "nri": "data_test_novar_1skip_10t_1r_graph10.npy",
+}
+
+
+def correct_data(task):
+    """Change one byte of the data, and leave the file's size and time."""
+    path = Path(task, LAST_OF[task])
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+
+
+@TASKS
+def test_a_finished_run_is_not_trained_again_unless_asked_for(task, run):
+    code, first, err = run(task)
+    assert code == 0, err
+    before = files()
+    code, out, _ = run(task)
+    assert code == 0 and STEP[task] not in out
+    assert f"{record(task)} is finished" in out and "--again" in out
+    figures = [line for line in first.splitlines() if FIGURES[task] in line][-1]
+    assert figures in out.splitlines() and files() == before
+    code, out, err = run(task, "--again")
+    assert code == 0 and STEP[task] in out, err
+    again = json.loads(record(task).read_text())
+    assert again["history"] == json.loads(before[record(task)])["history"] and record(task).read_bytes() != before
+
+
+@TASKS
+def test_work_of_an_unfinished_run_is_not_lost_for_want_of_a_flag(task, run):
+    assert run(task)[0] == 0
+    whole = json.loads(record(task).read_text())
+    stop_early(task)
+    before = files()
+    code, out, err = run(task)
+    assert code == 2 and "--resume goes on from there, --again starts anew" in err and err.count("\n") == 1
+    assert str(checkpoint(task)) in err and files() == before
+    code, out, err = run(task, "--resume")
+    assert code == 0 and STEP[task] not in out, err
+    assert json.loads(record(task).read_text())["final"] == whole["final"]
+
+
+@TASKS
+def test_a_shorter_run_that_is_finished_is_not_replaced_by_a_longer_one_but_continued(task, run):
+    assert run(task, "--name", "x")[0] == 0
+    before = files()
+    code, _, err = run(task, "--name", "x", length=4)
+    assert code == 2 and "--resume" in err and files() == before
+    code, out, err = run(task, "--name", "x", "--resume", length=4)
+    assert code == 0 and STEP[task] not in out, err
+    first = json.loads(before[record(task)])["history"]
+    assert json.loads(record(task).read_text())["history"][: len(first)] == first
+
+
+@TASKS
+def test_a_corrected_file_makes_other_data_though_size_and_time_stay(task, run):
+    assert run(task, "--name", "x")[0] == 0
+    before = files()
+    correct_data(task)
+    for flags in ([], ["--resume"], ["--again"]):
+        code, _, err = run(task, "--name", "x", *flags)
+        assert code == 2 and re.search(r"data '\w{16}' \(now '\w{16}'\)", err), err
+        assert files() == before
+
+
+@pytest.mark.parametrize("task", ["l2x", "vae"])
+def test_one_command_on_two_data_sets_leaves_two_records(task, run, originals):
+    assert run(task)[0] == 0
+    correct_data(task)
+    assert run(task)[0] == 0
+    found = [json.loads(path.read_text()) for path in Path("results", task).glob("*/seed0.json")]
+    assert len({entry["name"] for entry in found}) == len({entry["config"]["data"] for entry in found}) == 2
+
+
+def test_one_trial_folder_is_not_trained_on_two_data_sets_or_seeds(run):
+    assert run("nri")[0] == 0
+    before = files()
+    code, _, err = run("nri", "--seed", "1")
+    assert code == 2 and "seed 0 (now 1)" in err and files() == before
+    correct_data("nri")
+    code, _, err = run("nri")
+    assert code == 2 and "data '" in err and files() == before
+
+
+@pytest.mark.parametrize("flags", [["--resume"], [], ["--again"]])
+@pytest.mark.parametrize(
+    ("other", "named"), [(["--seed", "1"], "seed 0 (now 1)"), (["-b", "20"], "batch_size 40 (now 20)"), ([], "data '")]
+)
+def test_a_checkpoint_file_of_another_run_is_refused_and_kept(run, other, named, flags):
+    own = ["-c", "models/m.pt"]
+    assert run("l2x", *own, "--seed", "0")[0] == 0
+    before = files()
+    if not other:
+        correct_data("l2x")
+    code, _, err = run("l2x", *own, *other, *flags)
+    assert code == 2 and named in err and "models/m.pt" in err and err.count("\n") == 1
+    assert files() == before
+
+
+def test_by_default_each_run_of_l2x_has_its_own_checkpoint_beside_its_record(run):
+    assert run("l2x", "-r", "2", length=1)[0] == 0
+    assert run("l2x", *OTHER["l2x"], length=1)[0] == 0
+    records = sorted(Path("results/l2x").glob("*/seed*.json"))
+    assert len(records) == 3
+    assert sorted(Path().rglob("*.pt")) == sorted(
+        [*(path.with_suffix(".pt") for path in records), *Path("l2x/.cache").glob("*.pt")]
+    )
+
+
+@TASKS
+def test_a_folder_where_the_checkpoint_should_be_is_named_before_any_work(task, run):
+    assert run(task)[0] == 0
+    path = checkpoint(task)
+    record(task).unlink()
+    path.unlink()
+    path.mkdir()
+    code, out, err = run(task)
+    assert code == 2 and str(path) in err and err.count("\n") == 1 and STEP[task] not in out
+
+
+@TASKS
+def test_resuming_without_the_checkpoint_is_said(task, run):
+    assert run(task, "--name", "x")[0] == 0
+    stop_early(task)
+    path, whole = checkpoint(task), json.loads(record(task).read_text())
+    path.unlink()
+    code, out, err = run(task, "--name", "x", "--resume")
+    assert code == 0 and f"there is no checkpoint {path}: starting from the beginning" in out, err
+    assert json.loads(record(task).read_text())["history"] == whole["history"]
+    path.unlink()
+    before = files()
+    code, _, err = run(task, "--name", "x", "--resume", length=4)  # the record is a finished one: worth more
+    assert code == 2 and str(path) in err and "--again" in err and files() == before
+
+
+@TASKS
+def test_a_loss_that_is_not_finite_names_flags_that_the_script_has(task, run, monkeypatch):
+    module = {"l2x": "l2x", "vae": "dvae", "nri": "nri"}[task]
+    monkeypatch.setattr(f"aaai23.{module}.train.loss_values", not_finite(module))
+    code, _, err = run(task)
+    flags = re.findall(r"--[\w-]+", err)
+    known = SCRIPTS[task][0].parser().format_help()
+    assert code == 1 and flags and all(f"{flag} " in known for flag in flags), err
+
+
+def not_finite(module):
+    from aaai23.run import loss_values
+
+    return lambda losses, *told: loss_values([torch.tensor(float("nan")) for _ in losses], *told)
+
+
+def test_reading_word_vectors_is_said_in_the_scripts_own_lines(run):
+    _, out, _ = run("l2x", length=1)
+    assert "\nINFO:l2x-cli.py:Reading word vectors from l2x/review+wiki" in out
+    assert re.search(r"\nINFO:l2x-cli.py:[\d.]+% of the words in reviews.aspect3.train.txt have a vector", out)
+
+
+def test_an_evaluation_of_other_weights_does_not_replace_an_earlier_one_unless_asked_for(run):
+    assert run("nri")[0] == 0
+    assert run("nri", "--mode", "eval")[0] == 0
+    earlier = record("nri-eval").read_bytes()
+    assert run("nri", "--mode", "eval")[0] == 0  # of the same weights: the same figures
+    assert json.loads(record("nri-eval").read_text())["final"] == json.loads(earlier)["final"]
+    before = record("nri-eval").read_bytes()
+    assert run("nri", "--resume", length=4)[0] == 0
+    code, _, err = run("nri", "--mode", "eval")
+    assert code == 2 and "trials '" in err and record("nri-eval").read_bytes() == before
+    assert run("nri", "--mode", "eval", "--again")[0] == 0
+    assert record("nri-eval").read_bytes() != before
+
+
+def test_a_trial_that_is_measured_on_other_data_than_it_was_trained_on_says_so(run):
+    assert run("nri")[0] == 0
+    _, out, _ = run("nri", "--mode", "eval", "--name", "own")
+    assert "other data" not in out
+    correct_data("nri")
+    code, out, _ = run("nri", "--mode", "eval", "--name", "other")
+    assert code == 0 and "was trained on other data than it is measured on" in out
+
+
+def test_two_folders_of_one_name_do_not_report_each_others_figures(originals, tmp_path, run, capsys):
+    """The lines of a sweep name their runs before the data are known."""
+    for place, half in (("A", slice(20)), ("B", slice(-20, None))):
+        shutil.copytree(originals / "l2x", tmp_path / place / "beer", ignore=shutil.ignore_patterns(".cache"))
+        for path in (tmp_path / place / "beer").glob("reviews.*"):
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[half]))
+
+    def sweep(place, *words):
+        flags = ["--aspects", "3", "--select-k", "5", "--methods", "ste", "--seeds", "1", "--epochs", "1"]
+        return collect_lines(capsys, "l2x", [*flags, "--data-dir", f"{tmp_path / place}/beer", *words])
+
+    def follow(line):
+        with pytest.raises(SystemExit) as stop:
+            shell.run_cli(lambda _: l2x.main([*split(line)[1], "--device", "cpu"]), l2x.SCRIPT)
+        return stop.value.code, *capsys.readouterr()
+
+    here = ["--results-dir", f"{tmp_path}/results"]
+    (line,) = sweep("A", *here)[0]
+    assert follow(line)[0] == 0
+    kept = files()
+    assert sweep("A", *here, "--pending") == ([], "nothing to run\n")
+    (of_b,), told = sweep("B", *here, "--pending")
+    assert parsed("l2x", of_b).name == parsed("l2x", line).name and re.search(r"data '\w{16}' \(now '\w{16}'\)", told)
+    code, out, err = follow(of_b)
+    assert code == 2 and "Test MSE" not in out and re.search(r"data '\w{16}' \(now '\w{16}'\)", err)
+    assert files() == kept
+    (elsewhere,) = sweep("B", "--results-dir", f"{tmp_path}/elsewhere")[0]
+    assert follow(elsewhere)[0] == 0
+    figures = [json.loads(path.read_text())["final"]["best_test_mse"] for path in tmp_path.rglob("seed0.json")]
+    assert len(figures) == len(set(figures)) == 2
+
+
+def test_the_demo_can_be_shown_twice(tmp_path, monkeypatch, capsys):
+    from aaai23.l2x import demo
+
+    monkeypatch.chdir(tmp_path)
+    write_sample(Path("data/sample"), 0, 80, 40, 10)
+    monkeypatch.setattr(demo, "COMMAND", demo.COMMAND.replace("-e 6", "-e 1"))
+    Path("results/l2x/demo").mkdir(parents=True)
+    Path("results/l2x/demo/seed0.json").write_text("of an older version")
+    printed = []
+    for _ in range(2):
+        assert demo.main() == 0
+        printed.append(capsys.readouterr().out)
+    assert "Epoch 1/1" in printed[1] and "subset precision" in printed[1]
