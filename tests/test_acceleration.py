@@ -21,7 +21,7 @@ from tests.test_dvae_cli import write_digits
 CPU = torch.device("cpu")
 AIMLE = "--method aimle --aimle-symmetric --aimle-target adaptive --imle-lambda 0.1 --device cpu"
 SCRIPTS = {
-    "l2x": (l2x, f"{AIMLE} -a 3 -e 1 -r 1 -m 60 -H 20 --imle-noise gumbel -c model.pt"),
+    "l2x": (l2x, f"{AIMLE} -a 3 -e 1 -r 1 -m 60 -H 20 --imle-noise gumbel"),
     "vae": (vae, f"{AIMLE} -e 1 --input-dim 196 --code-m 4 --code-n 6 -K 3 --imle-samples 2 --imle-temperature 1"),
     "nri": (
         nri,

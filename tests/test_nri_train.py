@@ -265,7 +265,7 @@ def test_iterations_are_exact_and_evaluations_where_they_belong(parse):
     args = parse("--num_iterations 10")
     train(args)
     assert [entry["iteration"] for entry in record(args)["history"]] == [0, 4, 8, 10]
-    args = parse("--max-steps 5 --name y")
+    args = parse("--max-steps 5 --name y --experiments_folder y")
     train(args)
     assert [entry["iteration"] for entry in record(args)["history"]] == [0, 4, 5]
 

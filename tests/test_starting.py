@@ -154,11 +154,12 @@ def test_a_corrected_file_makes_other_data_though_size_and_time_stay(task, run):
         assert files() == before
 
 
-@pytest.mark.parametrize("task", ["l2x", "vae"])
-def test_one_command_on_two_data_sets_leaves_two_records(task, run, originals):
-    assert run(task)[0] == 0
+@TASKS
+def test_one_command_on_two_data_sets_leaves_two_records(task, run):
+    trial = lambda folder: ["--experiments_folder", folder] if task == "nri" else []  # noqa: E731
+    assert run(task, *trial("first"))[0] == 0
     correct_data(task)
-    assert run(task)[0] == 0
+    assert run(task, *trial("second"))[0] == 0
     found = [json.loads(path.read_text()) for path in Path("results", task).glob("*/seed0.json")]
     assert len({entry["name"] for entry in found}) == len({entry["config"]["data"] for entry in found}) == 2
 
@@ -168,6 +169,10 @@ def test_one_trial_folder_is_not_trained_on_two_data_sets_or_seeds(run):
     before = files()
     code, _, err = run("nri", "--seed", "1")
     assert code == 2 and "seed 0 (now 1)" in err and files() == before
+    checkpoint("nri").rename("kept")
+    code, _, err = run("nri", "--seed", "1")
+    assert code == 2 and "seed 0 (now 1)" in err  # the weights alone are worth keeping
+    Path("kept").rename(checkpoint("nri"))
     correct_data("nri")
     code, _, err = run("nri")
     assert code == 2 and "data '" in err and files() == before
