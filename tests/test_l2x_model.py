@@ -123,6 +123,11 @@ def test_subset_precision_counts_selected_words_inside_the_ranges():
     selected = torch.tensor([[1, 0, 1, 1, 0], [1, 0, 0, 1, 1]], dtype=torch.bool)
     # review 0: 2 words selected (one position is padding), of which 1 hit, counted as 3; review 1: 3 words, 1 hit
     assert subset_precision(selected, Annotations(tokens, relevant), k=3) == pytest.approx(100 * 2 / 6)
+    # counted as they are, where k is smaller
+    assert subset_precision(selected, Annotations(tokens, relevant), k=1) == pytest.approx(100 * 2 / 5)
+    # an unknown word, which is 0 too, is no hit though a range covers it
+    relevant[0, 0] = True
+    assert subset_precision(selected, Annotations(tokens, relevant), k=3) == pytest.approx(100 * 2 / 6)
 
 
 def test_chance_precision_is_the_mean_of_random_selections():
