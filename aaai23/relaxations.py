@@ -102,7 +102,6 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
     choice = chosen = log_choice.exp()
     for _ in range(k - 1):
         scores = scores + _log_not_chosen(log_choice, choice) / temperature  # the mask accumulates
-        scores = scores.clamp(min=_LOG_ZERO)
         log_choice = torch.log_softmax(scores, dim=-1)
         choice = log_choice.exp()
         chosen = chosen + choice

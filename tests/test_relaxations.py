@@ -130,9 +130,10 @@ def test_tree_marginals_do_not_overflow_at_the_largest_numbers(dtype):
     limits = torch.finfo(dtype)
     weights = torch.full((1, 4, 4), limits.min, dtype=dtype)
     weights[0, :3, :3] = limits.max
+    weights[0, 0, 2] = weights[0, 2, 0] = 0.75 * limits.max
     first, second = edges_of(4)
     found = R.spanning_tree_marginals(weights)[0, first, second]
-    expected = (torch.tensor([2, 2, 1, 2, 1, 1], dtype=DOUBLE) / 3).to(dtype)
+    expected = torch.tensor([1, 0, 1 / 3, 1, 1 / 3, 1 / 3], dtype=DOUBLE).to(dtype)
     torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
@@ -216,6 +217,24 @@ def test_masked_softsub_follows_the_published_recursion_on_the_others(mask):
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits.grad[:, :5].double(), kept.grad, atol=1e-4, rtol=1e-4)
     assert (logits.grad[:, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("relaxation", [R.softsub, R.sst_k_subset])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_with_fewer_than_k_logits_above_the_mask_samples_are_still_those_of_the_limit(relaxation, mask, kept):
+    logits = torch.full((20, 6), mask, dtype=torch.float32)
+    logits[:, :kept] = torch.randn(20, kept)
+    expected = relaxation(logits.clamp(min=-LIMIT), 3, 0.5, generator=seeded())
+    logits.requires_grad_()
+    sample = relaxation(logits, 3, 0.5, generator=seeded())
+    torch.testing.assert_close(sample[:, :kept], expected[:, :kept])
+    torch.testing.assert_close(sample.sum(-1), torch.full((20,), 3.0))
+    for temperature in (0.5, 1e-3, 1e-9):
+        sample = relaxation(logits, 3, temperature)
+        assert sample.isfinite().all()
+        (sample * torch.randn(20, 6)).sum().backward()
+        assert logits.grad.isfinite().all()
 
 
 def test_one_huge_logit_among_small_ones_is_chosen_and_leaves_their_differences():

@@ -327,8 +327,8 @@ def test_an_edge_has_the_mean_of_its_two_entries_as_weight(n):
 
 @pytest.mark.parametrize("missing", [-math.inf, math.nan])
 def test_minus_infinity_or_nan_in_one_of_its_two_entries_means_no_edge(missing):
-    for other in (9.0, math.inf):
-        weights = torch.tensor([[0.0, 9.0, 1.0], [9.0, 0.0, 2.0], [1.0, 2.0, 0.0]])
+    for other in (-1.0, math.inf):
+        weights = torch.tensor([[0.0, -1.0, -3.0], [-1.0, 0.0, -2.0], [-3.0, -2.0, 0.0]])
         for u, v in [(0, 1), (1, 0)]:
             broken = weights.clone()
             broken[u, v], broken[v, u] = missing, other
@@ -336,23 +336,20 @@ def test_minus_infinity_or_nan_in_one_of_its_two_entries_means_no_edge(missing):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_the_mean_of_two_entries_does_not_overflow_and_is_not_rounded_away(dtype):
+def test_the_mean_of_two_entries_does_not_overflow(dtype):
     largest = torch.finfo(dtype).max
     weights = torch.full((3, 3), 0.75 * largest, dtype=dtype)
     weights[0, 1] = weights[1, 0] = largest
-    weights[1, 2] = weights[2, 1] = -largest
-    assert spanning_tree(weights).tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
-    weights = torch.full((3, 3), -largest, dtype=dtype)
-    weights[0, 1] = weights[1, 0] = -0.75 * largest
-    weights[1, 2] = weights[2, 1] = 0.5 * largest
+    weights[1, 2] = weights[2, 1] = 0.875 * largest
     assert spanning_tree(weights).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    one = torch.ones((), dtype=dtype)
-    next_up = one + torch.finfo(dtype).eps
-    weights = torch.full((3, 3), 1.0, dtype=dtype)
-    weights[0, 2] = next_up  # on average between the two numbers
-    weights[1, 2] = weights[2, 1] = next_up
-    if dtype in (torch.bfloat16, torch.float16):
-        assert spanning_tree(weights).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    assert spanning_tree(-weights).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_mean_of_two_entries_is_not_rounded_to_half_precision(dtype):
+    weights = torch.ones(3, 3, dtype=dtype)
+    weights[0, 2] = weights[1, 2] = weights[2, 1] = 1 + torch.finfo(dtype).eps  # edge 02 has the mean of two numbers
+    assert spanning_tree(weights).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
 
 
 def test_gradients_of_a_spanning_tree_do_not_depend_on_the_triangle_of_dy():
