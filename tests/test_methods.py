@@ -173,12 +173,12 @@ def test_the_layer_of_gumbel_softmax_is_the_relaxation_of_repeated_rows(hard):
 
 
 def test_the_networks_of_the_command_line_have_its_sizes():
-    args = l2x_cli.parser().parse_args("-k 5 -H 7 --mask-padding".split())
+    args = l2x_cli.parser().parse_args(["-k", "5", "-H", "7", "--mask-padding"])
     model = l2x_train.build(args, torch.zeros(2, 4))
     assert [w.shape[2] for w in model.selector.parameters() if w.dim() == 3] == [5, 5, 5]
     assert [tuple(w.shape) for w in model.predictor.parameters()] == [(7, 4), (7,), (1, 7), (1,)]
     assert model.mask_padding and model.select_k == 10
-    args = dvae_cli.parser().parse_args("--input-dim 9 --code-m 2 --code-n 11".split())
+    args = dvae_cli.parser().parse_args(["--input-dim", "9", "--code-m", "2", "--code-n", "11"])
     model = dvae_train.build(args)
     logits, reconstruction = model(torch.rand(3, 9))
     assert logits.shape == (6, 11) and reconstruction.shape == (3, 9)
