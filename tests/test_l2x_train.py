@@ -14,8 +14,8 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from aaai23.l2x import cli
-from aaai23.l2x.settings import ANNOTATIONS_FILE, HELDOUT_FILE, TRAIN_FILE, VECTORS_FILE
 from aaai23.l2x.model import squared_error
+from aaai23.l2x.settings import ANNOTATIONS_FILE, HELDOUT_FILE, TRAIN_FILE, VECTORS_FILE
 from aaai23.l2x.train import build
 from aaai23.run import epoch_order, seed_everything
 
