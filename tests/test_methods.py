@@ -146,10 +146,10 @@ def three_steps(layer):
     """Solutions, gradients and beta of three training passes, and the solution that evaluation gives."""
     torch.manual_seed(1)
     results = []
-    for _ in range(3):
+    for size in (1.0, 1e-2, 1e-4):  # of dy: beside which lambda and the noise of the target pass count more and more
         theta = torch.randn(6, 8, requires_grad=True)
         z = layer.train()(theta)
-        z.backward(torch.randn(z.shape))
+        z.backward(size * torch.randn(z.shape))
         results += [z.detach(), theta.grad, torch.tensor(beta_of(layer) or 0.0)]
     return [*results, layer.eval()(theta).detach()]
 
