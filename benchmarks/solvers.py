@@ -51,7 +51,7 @@ def run(device: torch.device) -> list[Row]:
     rows = [_trees(batch, n, device) for batch, n in ((128, 10), (128, 20), (128, 50), (1280, 10))]
     rows += [_paths(batch, side, device) for batch, side in ((128, 12), (128, 32))]
     # On a CPU, a sorting network for the first four, `torch.topk` for the others: see imle/solvers/top_k.py.
-    networks = ((2000, 20, 10), (20000, 20, 10), (40000, 20, 10), (2000, 32, 16))
+    networks = ((2000, 20, 10), (20000, 20, 10), (40000, 20, 10), (4000, 32, 16))
     others = ((1280, 45, 22), (1280, 64, 32), (128, 90, 45), (40, 350, 10))
     rows += [_subsets(batch, n, k, device) for batch, n, k in networks + others]
     return rows

@@ -31,7 +31,7 @@ from imle.solvers import (
 from imle.target import TargetDistribution
 from tests.oracles import all_simple_paths, all_spanning_trees, all_subsets, exact_marginals, map_state
 
-SMALL, LARGE = 7, 3000  # rows: LARGE, of 8 to 32 entries, takes the sorting network, SMALL does not
+SMALL, LARGE = 7, 4000  # rows: LARGE, of 8 to 32 entries, takes the sorting network, SMALL does not
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -189,6 +189,7 @@ def test_many_short_rows_are_selected_without_topk_but_for_rows_with_ties():
     assert operations(theta[:SMALL], 10).shapes("topk") == [(SMALL, 20)]
     assert operations(torch.randn(LARGE, 45), 10).shapes("topk") == [(LARGE, 45)]
     assert operations(torch.randn(LARGE, 4), 2).shapes("topk") == [(LARGE, 4)]
+    assert operations(torch.randn(2000, 32), 16).shapes("topk") == [(2000, 32)]
     theta[5] = 0.0
     assert operations(theta, 10).shapes("topk") == [(1, 20)]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 # where it wins by a tenth or more; with fewer rows, the cost of starting so many operations is more than it saves.
 _NETWORK_WIDTHS = range(8, 33)
 _NETWORK_MIN_ROWS = 2000
+_NETWORK_MIN_ROWS_PER_ENTRY = 100
 _NETWORK_ROWS_AT_ONCE = 65536  # 5 MB for rows of 20
 
 
@@ -101,7 +102,8 @@ def _select_exactly(theta: Tensor, k: int) -> Tensor:
     width = theta.shape[-1]
     if k in (0, width):
         return torch.full_like(theta, float(k > 0), memory_format=torch.contiguous_format)
-    many_short_rows = width in _NETWORK_WIDTHS and theta.numel() >= _NETWORK_MIN_ROWS * width
+    min_rows = max(_NETWORK_MIN_ROWS, _NETWORK_MIN_ROWS_PER_ENTRY * width)
+    many_short_rows = width in _NETWORK_WIDTHS and theta.numel() >= min_rows * width
     if many_short_rows and theta.device.type == "cpu" and not torch.compiler.is_compiling():
         return _select_by_network(theta.reshape(-1, width), k).view(theta.shape)
     return _select_by_topk(theta, k)
