@@ -1,5 +1,14 @@
 """Differentiable layers from black-box combinatorial solvers.
 
+Five nouns: a *solver* maps theta `[B, ...]` to solutions of the same shape; *noise* perturbs theta; an *estimator* says
+how a gradient gets past the solver; a *target* says how large a step its difference takes; a *layer* is a solver and
+an estimator as a module.
+
+    theta ---> + tau eps ---> solver ---> z ---> loss                     forward pass, S samples of each instance
+      ^                                    |
+      |                                    v dy
+      +--- g = [solver(theta + tau' eps) - solver(theta - lambda dy + tau' eps)] / lambda        backward pass
+
     from imle.aimle import aimle          # adaptive finite differences (AAAI 2023)
     from imle.imle import imle            # implicit maximum likelihood (NeurIPS 2021)
     from imle.ste import ste              # straight-through

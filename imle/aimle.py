@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from imle.decorator import decorator
 from imle.finite_difference import FiniteDifference, Solve
-from imle.perturb_and_map import decorator
 from imle.target import AdaptiveTargetDistribution
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class FiniteDifference(PerturbAndMAP):
     target_distribution: BaseTargetDistribution | None = None
     theta_noise_temperature: float = 1.0
     target_noise_temperature: float = 1.0
+    target: BaseTargetDistribution = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,18 +40,13 @@ class FiniteDifference(PerturbAndMAP):
             object.__setattr__(self, "target_distribution", self.default_target())
         if not isinstance(self.target_distribution, BaseTargetDistribution):
             raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {self.target_distribution!r}")
+        object.__setattr__(self, "target", self.target_distribution)  # the same, and never None
         self._check_temperatures("theta_noise_temperature", "target_noise_temperature")
 
     @staticmethod
     def default_target() -> BaseTargetDistribution:
         """Return the target distribution where none is given."""
         raise NotImplementedError
-
-    @property
-    def target(self) -> BaseTargetDistribution:
-        """The target distribution, given or by default."""
-        assert self.target_distribution is not None
-        return self.target_distribution
 
     @property
     def tau(self) -> float:

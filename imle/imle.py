@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from imle._numerics import rows_with
+from imle.decorator import decorator
 from imle.finite_difference import FiniteDifference, Solve
-from imle.perturb_and_map import decorator
 from imle.target import TargetDistribution
 
 

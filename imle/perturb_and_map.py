@@ -11,11 +11,10 @@ Shapes: B instances; S samples and M marginal samples of each, R = S*M rows; `..
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,25 +22,11 @@ from torch import Tensor
 from imle._compile import eager
 from imle._numerics import host_may_wait, is_finite, name_rows, rows_with
 from imle._reentry import differentiated_row_by_row, repeatable
-from imle.noise import BaseNoiseDistribution, draw
-from imle.solver import BoundSolver, Solver
-from imle.target import BaseTargetDistribution
+from imle.noise import draw
+from imle.solver import BoundSolver, DifferentiableSolver, Solver
 
-Options = ParamSpec("Options")
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
-Output_co = TypeVar("Output_co", covariant=True)
-
-
-class DifferentiableSolver(Protocol[Arguments, Output_co]):
-    """A decorated solver: called as the solver was, and it shows its parts."""
-
-    solver: Solver
-    estimator: Any
-
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Output_co:
-        """Return the solutions `[B*S*M, ...]` of theta `[B, ...]`; for `sfe` a pair."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -332,45 +317,3 @@ class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("the gradient of a solver is a difference of its solutions and has no gradient of its own")
-
-
-class Decorator(Protocol[Options, Output]):
-    """What `aimle`, `imle`, `ste` and `sfe` are: one function in three spellings."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Arguments, Any], /, *args: Options.args, **kwargs: Options.kwargs
-    ) -> DifferentiableSolver[Arguments, Output]: ...
-    @overload
-    def __call__(
-        self, function: None = None, /, *args: Options.args, **kwargs: Options.kwargs
-    ) -> Estimator[Output]: ...
-    def __call__(self, function: Any = None, /, *args: Options.args, **kwargs: Options.kwargs) -> Any:
-        """Decorate a solver, or return the estimator that does."""
-        ...
-
-
-def decorator(name: str, estimator: Callable[Options, Estimator[Output]]) -> Decorator[Options, Output]:
-    """Return the function `name` that serves `@name`, `@name(options)` and `name(solver, options)`.
-
-    It has the estimator's docstring, with those of its bases for the options that they share.
-    """
-
-    def decorate(function: Any = None, /, **options: Any) -> Any:
-        if isinstance(function, BaseTargetDistribution | BaseNoiseDistribution) or (
-            hasattr(function, "sample") and not callable(function)
-        ):
-            raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
-        made: Any = estimator(**options)  # type: ignore[call-arg]
-        return made if function is None else made(function)
-
-    kind = cast(type, estimator)
-    solver = inspect.Parameter("function", inspect.Parameter.POSITIONAL_ONLY, default=None)
-    shared = [base for base in kind.__mro__[1:] if issubclass(base, Estimator)]
-    decorate.__name__ = decorate.__qualname__ = name
-    decorate.__module__ = kind.__module__
-    decorate.__doc__ = "\n\n".join(
-        [inspect.getdoc(kind) or "", *(inspect.cleandoc(base.__doc__ or "") for base in shared)]
-    )
-    decorate.__signature__ = inspect.Signature([solver, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
-    return cast(Any, decorate)

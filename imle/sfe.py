@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from imle._compile import eager
+from imle.decorator import decorator
 from imle.noise import GumbelNoiseDistribution
-from imle.perturb_and_map import Estimator, decorator
+from imle.perturb_and_map import Estimator
 from imle.solver import BoundSolver, Solver
 
 

@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from imle._numerics import host_may_wait, is_finite, name_rows
 
+Arguments = ParamSpec("Arguments")
+Output_co = TypeVar("Output_co", covariant=True)
+
 Solver = Callable[..., Any]
+
+
+class DifferentiableSolver(Protocol[Arguments, Output_co]):
+    """A decorated solver: called as the solver was, and it shows its parts."""
+
+    solver: Solver
+    estimator: Any
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Output_co:
+        """Return the solutions `[B*S*M, ...]` of theta `[B, ...]`; for `sfe` a pair."""
+        ...
 
 
 class BoundSolver:

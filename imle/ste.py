@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imle.perturb_and_map import PerturbAndMAP, decorator
+from imle.decorator import decorator
+from imle.perturb_and_map import PerturbAndMAP
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

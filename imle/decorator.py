@@ -1,0 +1,58 @@
+"""How an estimator becomes a function in three spellings: `@aimle`, `@aimle(options)`, `aimle(solver, options)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from imle.noise import BaseNoiseDistribution
+from imle.perturb_and_map import Estimator
+from imle.solver import DifferentiableSolver
+from imle.target import BaseTargetDistribution
+
+Options = ParamSpec("Options")
+Arguments = ParamSpec("Arguments")
+Output = TypeVar("Output")
+
+
+class Decorator(Protocol[Options, Output]):
+    """What `aimle`, `imle`, `ste` and `sfe` are: one function in three spellings."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Arguments, Any], /, *args: Options.args, **kwargs: Options.kwargs
+    ) -> DifferentiableSolver[Arguments, Output]: ...
+    @overload
+    def __call__(
+        self, function: None = None, /, *args: Options.args, **kwargs: Options.kwargs
+    ) -> Estimator[Output]: ...
+    def __call__(self, function: Any = None, /, *args: Options.args, **kwargs: Options.kwargs) -> Any:
+        """Decorate a solver, or return the estimator that does."""
+        ...
+
+
+def decorator(name: str, estimator: Callable[Options, Estimator[Output]]) -> Decorator[Options, Output]:
+    """Return the function `name` that serves `@name`, `@name(options)` and `name(solver, options)`.
+
+    It has the estimator's docstring, with those of its bases for the options that they share.
+    """
+
+    def decorate(function: Any = None, /, **options: Any) -> Any:
+        if isinstance(function, BaseTargetDistribution | BaseNoiseDistribution) or (
+            hasattr(function, "sample") and not callable(function)
+        ):
+            raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
+        made: Any = estimator(**options)  # type: ignore[call-arg]
+        return made if function is None else made(function)
+
+    kind = cast(type, estimator)
+    solver = inspect.Parameter("function", inspect.Parameter.POSITIONAL_ONLY, default=None)
+    shared = [base for base in kind.__mro__[1:] if issubclass(base, Estimator)]
+    decorate.__name__ = decorate.__qualname__ = name
+    decorate.__module__ = kind.__module__
+    decorate.__doc__ = "\n\n".join(
+        [inspect.getdoc(kind) or "", *(inspect.cleandoc(base.__doc__ or "") for base in shared)]
+    )
+    decorate.__signature__ = inspect.Signature([solver, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
+    return cast(Any, decorate)
