@@ -1,64 +1,75 @@
-"""A name on the command line -> an object: noises, target distributions, and the methods that tasks share.
+"""A name on the command line -> an object: noises, target distributions, and the methods of all tasks.
 
-A method is built around a solver. It is a module: theta `[B, ...]` -> z `[B*S, ...]` in training, MAP(theta)
-`[B, ...]` in evaluation; further arguments go to the solver.
+A method is built on a structure, and makes a layer:
+
+    layer.sample(theta, *side, generator=None)    S random solutions of each instance, side by side: `[B*S, ...]`
+    layer.solve(theta, *side)                     the best solution of each, MAP(theta): `[B, ...]`
+    layer(theta, *side)                           samples in training, solves in evaluation
+
+Samples carry a gradient. Those of `nvil` and `reinforce` do not, but come with their log-densities `[B*S]`, in a pair;
+see `imle.sfe`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from aaai23.relaxations import concrete_max, softsub, sst_k_subset
+from aaai23.relaxations import check_temperature, concrete_max, gumbel_softmax, softsub, straight_through
+from aaai23.structures import Structure
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.sfe import sfe
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
-Solver = Callable[..., Any]
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the estimators can be told on a command line; the paper's symbols in brackets.
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What a method can be told. A task's configuration has attributes of these names, and is given in its place.
 
     Args:
-        noise: a name in NOISES.
-        noise_k: k of Sum-of-Gamma noise: the subset size, or the number of vertices.
-        samples: solutions for each instance [S].
-        theta_temperature, target_temperature: perturbation of the forward and of the target pass [tau, tau'].
+        noise: of aimle and imle, a name in NOISES.
+        nb_samples: solutions for each instance [S].
+        theta_noise_temperature, target_noise_temperature: of the noise in the forward and the target pass [tau, tau'].
+        symmetric_perturbation: aimle takes central instead of forward differences.
         target: a name in TARGETS.
         perturbation_size: lambda of the standard target, beta at the start of the adaptive one.
-        symmetric: central instead of forward differences.
         gradient_scaling: divide by lambda (standard target; the adaptive one always does).
         beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
         exact_scaling: of the adaptive rule: its gradient does not grow with S; see `AdaptiveTargetDistribution`.
-        subset_size: K of the relaxations of subsets.
-        relaxation_temperature: of the relaxations; lower is closer to discrete and has gradients of larger variance.
+        ste_noise, ste_noise_temperature: of ste.
+        relaxation_temperature: lower is closer to discrete and has gradients of larger variance.
+        hard: sst and gumbel-softmax sample discrete solutions, with the gradient of the relaxed ones.
     """
 
     noise: str = "sog"
-    noise_k: int = 1
-    samples: int = 1
-    theta_temperature: float = 1.0
-    target_temperature: float = 1.0
+    nb_samples: int = 1
+    theta_noise_temperature: float = 1.0
+    target_noise_temperature: float = 1.0
+    symmetric_perturbation: bool = False
     target: str = "standard"
     perturbation_size: float = 0.0
-    symmetric: bool = False
     gradient_scaling: bool = False
     beta_update_step: float = 1e-4
     beta_update_momentum: float = 0.0
     target_norm: float = 1.0
     exact_scaling: bool = False
-    subset_size: int = 1
+    ste_noise: str = "sog"
+    ste_noise_temperature: float = 1.0
     relaxation_temperature: float = 0.1
+    hard: bool = False
 
+
+Settings = Any
+"""`MethodSettings`, or what has its attributes."""
 
 NOISES: dict[str, Callable[[int], Any]] = {
     "none": lambda k: None,
@@ -66,104 +77,167 @@ NOISES: dict[str, Callable[[int], Any]] = {
     "gumbel": lambda k: GumbelNoiseDistribution(),
 }
 
-TARGETS: dict[str, Callable[[Options], BaseTargetDistribution]] = {
-    "standard": lambda options: TargetDistribution(
-        alpha=1.0, beta=options.perturbation_size, do_gradient_scaling=options.gradient_scaling
+TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
+    "standard": lambda settings: TargetDistribution(
+        alpha=1.0, beta=settings.perturbation_size, do_gradient_scaling=settings.gradient_scaling
     ),
-    "adaptive": lambda options: AdaptiveTargetDistribution(
+    "adaptive": lambda settings: AdaptiveTargetDistribution(
         initial_alpha=1.0,
-        initial_beta=options.perturbation_size,
-        beta_update_step=options.beta_update_step,
-        beta_update_momentum=options.beta_update_momentum,
-        target_norm=options.target_norm,
-        exact_scaling=options.exact_scaling,
+        initial_beta=settings.perturbation_size,
+        beta_update_step=settings.beta_update_step,
+        beta_update_momentum=settings.beta_update_momentum,
+        target_norm=settings.target_norm,
+        exact_scaling=settings.exact_scaling,
     ),
 }
 
 
-def _perturbation(options: Options) -> dict[str, Any]:
-    return {
-        "target_distribution": TARGETS[options.target](options),
-        "noise_distribution": NOISES[options.noise](options.noise_k),
-        "nb_samples": options.samples,
-        "theta_noise_temperature": options.theta_temperature,
-        "target_noise_temperature": options.target_temperature,
-    }
-
-
-def aimle_layer(solver: Solver, options: Options) -> nn.Module:
-    """AIMLE: forward or central differences, with the standard or the adaptive target."""
-    return MAPLayer(solver, aimle(symmetric_perturbation=options.symmetric, **_perturbation(options)))
-
-
-def imle_layer(solver: Solver, options: Options) -> nn.Module:
-    """I-MLE."""
-    return MAPLayer(solver, imle(**_perturbation(options)))
-
-
-def imle_topk_layer(solver: Solver, options: Options) -> nn.Module:
-    """I-MLE with the settings published for learning to explain: Sum-of-Gamma, temperatures 10, lambda 1000."""
-    published = Options(noise="sog", theta_temperature=10.0, target_temperature=10.0, perturbation_size=1000.0)
-    return imle_layer(solver, replace(published, noise_k=options.noise_k, samples=options.samples))
-
-
-def ste_layer(solver: Solver, options: Options) -> nn.Module:
-    """Straight-through; perturbed by `noise` at `theta_temperature`."""
-    noise = NOISES[options.noise](options.noise_k)
-    return MAPLayer(
-        solver,
-        ste(
-            noise_distribution=noise,
-            noise_temperature=options.theta_temperature,
-            nb_samples=options.samples,
-        ),
-    )
-
-
-class Relaxation(nn.Module):
-    """A baseline that is continuous in training and discrete in evaluation.
+class RelaxedLayer(nn.Module):
+    """A baseline whose samples are relaxed: real numbers in place of 0 and 1, through which gradients pass.
 
     Args:
-        solver: theta `[B, N]` -> z `[B, N]`.
-        relax: theta `[B, N]` -> a random relaxed solution `[B, N]`, differentiable.
+        solver: theta `[B, N]` -> MAP(theta) `[B, N]`.
+        relax: theta `[B, N]`, temperature and generator, by name -> a random relaxed solution `[B, N]`.
+        temperature: positive; lower is closer to discrete. An attribute, for a schedule to set.
+        nb_samples: S.
     """
 
     # below any score that a network gives, and finite: rows with too few allowed positions still have k entries
     FORBIDDEN = -1e4
 
-    def __init__(self, solver: Solver, relax: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        solver: Callable[..., Tensor],
+        relax: Callable[..., Tensor],
+        temperature: float,
+        nb_samples: int = 1,
+    ):
         super().__init__()
-        self.solver, self.relax = solver, relax
+        self.solver, self.relax, self.temperature, self.nb_samples = solver, relax, temperature, nb_samples
 
-    def forward(self, theta: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Relax (training) or solve (evaluation); positions where `mask` `[B, N]` is False are left out."""
-        if self.training:
-            return self.relax(theta if mask is None else theta.masked_fill(~mask, self.FORBIDDEN))
+    def sample(self, theta: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return relaxed solutions `[B*S, N]` in either mode; what `mask` `[B, N]` forbids, by False, is left out.
+
+        Raises:
+            UsageError: the temperature is not positive.
+        """
+        if mask is not None:
+            theta = theta.masked_fill(~mask, self.FORBIDDEN)
+        if self.nb_samples > 1:
+            theta = theta.repeat_interleave(self.nb_samples, dim=0)
+        return self.relax(theta, temperature=self.temperature, generator=generator)
+
+    @torch.no_grad()
+    def solve(self, theta: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return MAP(theta) `[B, N]`, without noise and without a gradient, in either mode."""
         return self.solver(theta) if mask is None else self.solver(theta, mask=mask)
 
-
-def relaxed_subset(relaxation: Callable[..., Tensor]) -> Callable[[Solver, Options], nn.Module]:
-    """Return the method that a relaxation of K-subsets, `relaxation(logits, k=, temperature=)`, makes."""
-
-    def build(solver: Solver, options: Options) -> nn.Module:
-        relax = functools.partial(relaxation, k=options.subset_size, temperature=options.relaxation_temperature)
-        return Relaxation(solver, relax)
-
-    return build
+    def forward(self, theta: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sample (training) or solve (evaluation)."""
+        return (self.sample if self.training else self.solve)(theta, mask)
 
 
-METHODS: dict[str, Callable[[Solver, Options], nn.Module]] = {
+Layer = MAPLayer | RelaxedLayer
+
+
+def aimle_layer(structure: Structure, settings: Settings) -> Layer:
+    """AIMLE: forward or central differences, with the standard or the adaptive target."""
+    central = settings.symmetric_perturbation
+    return MAPLayer(structure.solve, aimle(symmetric_perturbation=central, **_perturbation(structure, settings)))
+
+
+def imle_layer(structure: Structure, settings: Settings) -> Layer:
+    """I-MLE."""
+    return MAPLayer(structure.solve, imle(**_perturbation(structure, settings)))
+
+
+def _perturbation(structure: Structure, settings: Settings) -> dict[str, Any]:
+    return {
+        "target_distribution": TARGETS[settings.target](settings),
+        "noise_distribution": NOISES[settings.noise](structure.k),
+        "nb_samples": settings.nb_samples,
+        "theta_noise_temperature": settings.theta_noise_temperature,
+        "target_noise_temperature": settings.target_noise_temperature,
+    }
+
+
+def ste_layer(structure: Structure, settings: Settings) -> Layer:
+    """Straight-through."""
+    estimator = ste(
+        noise_distribution=NOISES[settings.ste_noise](structure.k),
+        noise_temperature=settings.ste_noise_temperature,
+        nb_samples=settings.nb_samples,
+    )
+    return MAPLayer(structure.solve, estimator)
+
+
+def score_function_layer(structure: Structure, settings: Settings) -> Layer:
+    """Solutions and their log-densities; what tells NVIL and REINFORCE apart is the baseline of their losses."""
+    return MAPLayer(structure.solve, sfe(noise_distribution=structure.noise, nb_samples=settings.nb_samples))
+
+
+def sst_layer(structure: Structure, settings: Settings) -> Layer:
+    """Stochastic softmax tricks, on any structure."""
+    return _relaxed(structure, settings, functools.partial(stochastic_softmax, structure=structure, hard=settings.hard))
+
+
+def stochastic_softmax(
+    theta: Tensor,
+    structure: Structure,
+    temperature: float,
+    hard: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample a relaxed solution: the marginals of a structure at perturbed logits over a temperature.
+
+    Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
+
+    Args:
+        theta: logits `[B, N]`.
+        structure: the family of solutions.
+        temperature: positive; lower is closer to discrete and has gradients of larger variance.
+        hard: return the MAP of the same perturbed logits, with the gradient of the relaxed solution.
+        generator: source of the noise; torch's own when None.
+
+    Raises:
+        UsageError: the temperature is not positive.
+    """
+    check_temperature(temperature)
+    utilities = structure.perturb(theta, generator=generator)
+    soft = structure.marginals(utilities / temperature)
+    return (straight_through(structure.solve(utilities), soft) if hard else soft).to(theta.dtype)
+
+
+def softsub_layer(structure: Structure, settings: Settings) -> Layer:
+    """SoftSub, on `k_subsets` alone."""
+    return _relaxed(structure, settings, functools.partial(softsub, k=structure.k))
+
+
+def l2x_layer(structure: Structure, settings: Settings) -> Layer:
+    """The maximum of k Concrete samples, as in learning to explain; on `k_subsets` alone."""
+    return _relaxed(structure, settings, functools.partial(concrete_max, k=structure.k))
+
+
+def gumbel_softmax_layer(structure: Structure, settings: Settings) -> Layer:
+    """Gumbel-softmax, on `k_subsets(1)` alone."""
+    return _relaxed(structure, settings, functools.partial(gumbel_softmax, hard=settings.hard))
+
+
+def _relaxed(structure: Structure, settings: Settings, relax: Callable[..., Tensor]) -> Layer:
+    return RelaxedLayer(structure.solve, relax, settings.relaxation_temperature, settings.nb_samples)
+
+
+METHODS: dict[str, Callable[[Structure, Settings], Layer]] = {
     "aimle": aimle_layer,
     "imle": imle_layer,
-    "imletopk": imle_topk_layer,
+    "imletopk": imle_layer,  # its defaults are others
     "ste": ste_layer,
-}
-
-SUBSET_METHODS: dict[str, Callable[[Solver, Options], nn.Module]] = {
-    **METHODS,
-    "sst": relaxed_subset(sst_k_subset),
-    "softsub": relaxed_subset(softsub),
-    "l2x": relaxed_subset(concrete_max),
+    "sst": sst_layer,
+    "softsub": softsub_layer,
+    "l2x": l2x_layer,
+    "gumbel-softmax": gumbel_softmax_layer,
+    "nvil": score_function_layer,
+    "reinforce": score_function_layer,
 }
 
 

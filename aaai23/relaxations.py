@@ -48,8 +48,8 @@ def gumbel_softmax(
     Raises:
         UsageError: the temperature is not positive.
     """
-    _check_temperature(temperature)
-    soft = torch.softmax(_perturbed(logits, 1, generator) / temperature, dim=-1).to(logits.dtype)
+    check_temperature(temperature)
+    soft = torch.softmax(perturbed(logits, 1, generator) / temperature, dim=-1).to(logits.dtype)
     if not hard:
         return soft
     return straight_through(torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0), soft)
@@ -95,9 +95,8 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
     Raises:
         UsageError: k is outside 1..N, or the temperature is not positive.
     """
-    _check_subset_size(k, logits)
-    _check_temperature(temperature)
-    scores = (_perturbed(logits, k, generator) / temperature).clamp(_LOG_ZERO, -_LOG_ZERO)
+    check_temperature(temperature)
+    scores = (perturbed(logits, k, generator) / temperature).clamp(_LOG_ZERO, -_LOG_ZERO)
     log_choice = torch.log_softmax(scores, dim=-1)
     choice = chosen = log_choice.exp()
     for _ in range(k - 1):
@@ -108,26 +107,25 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
     return chosen.to(logits.dtype)
 
 
-def sst_k_subset(logits: Tensor, k: int, temperature: float, generator: Generator | None = None) -> Tensor:
-    """Sample a relaxed k-subset: the k-subset marginals of the perturbed logits, a stochastic softmax trick.
-
-    Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
+def perturbed(logits: Tensor, k: int, generator: Generator | None = None) -> Tensor:
+    """Return logits plus Gumbel noise, up to a constant in each row, which no choice of k entries depends on.
 
     Args:
-        logits: log-weights, [..., N].
+        logits: [..., N], of any size.
         k: size of the subset, 1 to N.
-        temperature: positive; lower is closer to a subset and has gradients of larger variance.
         generator: source of the noise; torch's own when None.
 
-    Returns:
-        Samples of total mass k, [..., N], each entry in [0, 1].
-
     Raises:
-        UsageError: k is outside 1..N, or the temperature is not positive.
+        UsageError: k is outside 1..N.
     """
     _check_subset_size(k, logits)
-    _check_temperature(temperature)
-    return k_subset_marginals(_perturbed(logits, k, generator) / temperature, k).to(logits.dtype)
+    logits = _at_least_float32(logits)
+    largest = logits.detach().topk(k, dim=-1).values if k > 1 else logits.detach().amax(-1, keepdim=True)
+    largest = _largest_finite(largest)
+    # Noise is lost where it is added to large numbers; what the k largest have in common is taken off before.
+    common = largest[..., -1:].clamp(min=0) + largest[..., :1].clamp(max=0)
+    noise = draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
+    return logits - common + noise
 
 
 def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
@@ -213,17 +211,17 @@ def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -
     return _gradient(lambda theta: _log_tree_sum(_symmetric_matrix(theta, n)), theta).to(weights.dtype)
 
 
-def independent_edge_marginals(weights: Tensor) -> Tensor:
-    """Compute how likely each edge is when all are drawn independently with log-odds `weights`, [...]."""
-    return torch.sigmoid(weights)
-
-
 def _check_subset_size(k: int, logits: Tensor) -> None:
     if not 1 <= k <= logits.shape[-1]:
         raise UsageError(f"cannot choose {k} of {logits.shape[-1]} entries; k must be 1 to {logits.shape[-1]}")
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive.
+
+    Raises:
+        UsageError: it is not.
+    """
     if not temperature > 0:
         raise UsageError(f"the temperature of a relaxation must be positive, got {temperature}")
 
@@ -241,17 +239,6 @@ def _largest_finite(scores: Tensor) -> Tensor:
 def _negligible(dtype: torch.dtype) -> float:
     """Return how far a log-weight lies below another that it changes nothing, even a million times: 40 in float32."""
     return -2.5 * math.log(torch.finfo(dtype).eps)
-
-
-def _perturbed(logits: Tensor, k: int, generator: Generator | None) -> Tensor:
-    """Return logits plus Gumbel noise, up to a constant in each row."""
-    logits = _at_least_float32(logits)
-    largest = logits.detach().topk(k, dim=-1).values if k > 1 else logits.detach().amax(-1, keepdim=True)
-    largest = _largest_finite(largest)
-    # Noise is lost where it is added to large numbers; what the k largest have in common is taken off before.
-    common = largest[..., -1:].clamp(min=0) + largest[..., :1].clamp(max=0)
-    noise = draw(GumbelNoiseDistribution(), logits.shape, like=logits, generator=generator)
-    return logits - common + noise
 
 
 def _narrow_gaps(weights: Tensor) -> Tensor:

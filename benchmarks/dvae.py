@@ -1,16 +1,15 @@
 """The training step of the discrete VAE at the mission's command, against its floors."""
 
-import functools
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
+from aaai23.dvae import fast
 from aaai23.dvae.model import DiscreteVAE, losses, training_loss
-from aaai23.methods import METHODS, Options
+from aaai23.methods import METHODS, Layer, MethodSettings
+from aaai23.structures import k_subsets
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
-from imle.solvers import select_k
 
 BATCH, PIXELS, SAMPLES, M, N, K = 100, 784, 10, 20, 20, 10
 
@@ -35,7 +34,7 @@ def run(device: torch.device) -> list[Row]:
         )
     ]
     if device.type == "cpu":
-        plain = _step(_with_torchs_linear(_model(Repeat(SAMPLES))), images)
+        plain = _step(_model(Repeat(SAMPLES), DiscreteVAE), images)
         rows.append(compare(name, step, "floor, torch's linear layers", plain, device, pairs=15))
     return rows
 
@@ -45,33 +44,22 @@ def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
     return _step(_model(_aimle()), torch.rand(BATCH, PIXELS, device=device))
 
 
-def _aimle() -> nn.Module:
-    options = Options(
+def _aimle() -> Layer:
+    settings = MethodSettings(
         noise="sog",
-        noise_k=K,
-        samples=SAMPLES,
+        nb_samples=SAMPLES,
         target="adaptive",
-        symmetric=True,
+        symmetric_perturbation=True,
         perturbation_size=0.5,
         beta_update_step=1e-3,
         target_norm=10.0,
     )
-    return METHODS["aimle"](functools.partial(select_k, k=K), options)
+    return METHODS["aimle"](k_subsets(K), settings)
 
 
-def _model(layer: nn.Module) -> DiscreteVAE:
+def _model(layer: Layer, kind: type[DiscreteVAE] = fast.DiscreteVAE) -> DiscreteVAE:
     torch.manual_seed(0)
-    return DiscreteVAE(PIXELS, M, N, layer)
-
-
-def _with_torchs_linear(model: DiscreteVAE) -> DiscreteVAE:
-    """Return the model with torch's own linear layers, as one would write it without looking."""
-    for network in (model.encoder, model.decoder):
-        for i, module in enumerate(network):
-            if isinstance(module, nn.Linear):
-                network[i] = nn.Linear(module.in_features, module.out_features)
-                network[i].load_state_dict(module.state_dict())
-    return model
+    return kind(PIXELS, M, N, layer)
 
 
 def _step(model: DiscreteVAE, images: torch.Tensor) -> Callable[[], None]:

@@ -1,17 +1,16 @@
 """The training step of Learning to Explain: against its floor, and packed reviews against padded ones."""
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from aaai23.l2x.model import Explainer, Selector, squared_error
-from aaai23.methods import METHODS, Options
+from aaai23.l2x import fast, model
+from aaai23.l2x.model import Explainer, Predictor, squared_error
+from aaai23.methods import METHODS, MethodSettings
+from aaai23.structures import k_subsets
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
-from imle.solvers import select_k
-from tests.plain_l2x import plain_scores
 
 BATCH, LENGTH, MEAN, K, WORDS = 40, 350, 130, 10, 20_000
 
@@ -25,18 +24,20 @@ def make_reviews(device: torch.device) -> tuple[Tensor, Tensor]:
     return tokens.to(device), torch.rand(BATCH, generator=generator).to(device)
 
 
-def explainer(layer: torch.nn.Module, device: torch.device) -> Explainer:
+def explainer(
+    layer: torch.nn.Module, device: torch.device, selector: type[model.Selector] = fast.Selector
+) -> Explainer:
     """Return the networks around a layer, the same weights each time."""
     torch.manual_seed(0)
     embedding = torch.randn(WORDS, 200)
     embedding[0] = 0
-    return Explainer(embedding, layer, K).to(device).train()
+    return Explainer(selector(embedding), layer, Predictor(200), K).to(device).train()
 
 
 def central_aimle() -> torch.nn.Module:
     """Return the layer of the mission's command."""
-    options = Options(noise="gumbel", samples=1, target="adaptive", symmetric=True)
-    return METHODS["aimle"](functools.partial(select_k, k=K), options)
+    settings = MethodSettings(noise="gumbel", target="adaptive", symmetric_perturbation=True)
+    return METHODS["aimle"](k_subsets(K), settings)
 
 
 def run(device: torch.device) -> list[Row]:
@@ -69,10 +70,7 @@ def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
 
 def _packing(tokens: Tensor, ratings: Tensor, device: torch.device) -> Row:
     packed = explainer(central_aimle(), device)
-    padded = explainer(central_aimle(), device)
-    padded.selector.forward = functools.partial(plain_scores, padded.selector)  # type: ignore[method-assign]
-    padded.selector.dropout = torch.nn.Dropout(0.2)  # type: ignore[assignment]
-    assert isinstance(packed.selector, Selector)
+    padded = explainer(central_aimle(), device, model.Selector)
     return compare(
         "L2X step, packed reviews",
         _step(packed, tokens, ratings),

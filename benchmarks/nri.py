@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from aaai23.methods import METHODS, Options
+from aaai23.methods import METHODS, MethodSettings
+from aaai23.nri import fast, model
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
-from aaai23.nri.model import MLPDecoder, MLPEncoder, symmetrise, to_directed
+from aaai23.nri.model import symmetrise, to_directed
 from aaai23.relaxations import straight_through
+from aaai23.structures import spanning_trees
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
 from imle.solvers import spanning_tree_edges
-from tests.plain_nri import PlainDecoder, PlainEncoder
 
 BATCH, VERTICES, T, STEPS, DIMS = 128, 10, 10, 9, 2
 
@@ -37,25 +38,17 @@ class Network(nn.Module):
 
     def __init__(self, layer: nn.Module, plain: bool = False):
         super().__init__()
-        self.plain = plain
+        networks = model if plain else fast
         torch.manual_seed(0)
-        self.encoder = PlainEncoder(T * DIMS) if plain else MLPEncoder(T * DIMS)
-        self.decoder = PlainDecoder() if plain else MLPDecoder()
+        self.encoder, self.decoder = networks.MLPEncoder(T * DIMS), networks.MLPDecoder()
         self.layer = layer
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the loss of positions `[B, n, T, dims]`."""
         theta = symmetrise(self.encoder(inputs), VERTICES)
-        predicted = self.predict(inputs, self.layer(theta), STEPS)
+        predicted = self.decoder(inputs, self.layer(theta), STEPS)
         nll = nll_gaussian(predicted, inputs[:, :, 1:], 5e-5)
         return nll.mean() + kl_gumbel(to_directed(theta, VERTICES)).mean()
-
-    def predict(self, inputs: Tensor, edges: Tensor, steps: int) -> Tensor:
-        """Return predicted frames; the plain decoder takes a weight for each type of edge."""
-        if self.plain:
-            directed = to_directed(edges, VERTICES)
-            edges = torch.stack([1 - directed, directed], dim=-1)
-        return self.decoder(inputs, edges, steps)
 
 
 def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
@@ -64,8 +57,8 @@ def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
 
 
 def _step(layer: nn.Module, inputs: Tensor, plain: bool = False) -> Callable[[], None]:
-    model = Network(layer, plain).to(inputs.device).train()
-    return training_step(model, lambda: model(inputs))
+    network = Network(layer, plain).to(inputs.device).train()
+    return training_step(network, lambda: network(inputs))
 
 
 def _inputs(device: torch.device) -> Tensor:
@@ -107,20 +100,20 @@ def run(device: torch.device) -> list[Row]:
 
 
 def _aimle() -> nn.Module:
-    options = Options(noise="sog", noise_k=VERTICES, target="adaptive", perturbation_size=0.5, beta_update_step=1e-3)
-    return METHODS["aimle"](spanning_tree_edges, options)
+    settings = MethodSettings(target="adaptive", perturbation_size=0.5, beta_update_step=1e-3)
+    return METHODS["aimle"](spanning_trees(VERTICES), settings)
 
 
 def _evaluation(inputs: Tensor, trees: Tensor, device: torch.device) -> Row:
-    fast, plain = (Network(_aimle(), is_plain).to(device).eval() for is_plain in (False, True))
+    ours, plain = (Network(_aimle(), is_plain).to(device).eval() for is_plain in (False, True))
 
     @torch.inference_mode()
-    def evaluate(model: Network) -> Tensor:
-        return model.predict(inputs, trees * (model.encoder(inputs).shape[0] > 0), 1)
+    def evaluate(network: Network) -> Tensor:
+        return network.decoder(inputs, trees * (network.encoder(inputs).shape[0] > 0), 1)
 
     return compare(
         "NRI T=10 evaluation",
-        lambda: evaluate(fast),
+        lambda: evaluate(ours),
         "plain networks",
         lambda: evaluate(plain),
         device,

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Print tables of finished runs, mean ± standard deviation over seeds, beside the published figures.
+"""Print tables of finished runs, mean ± standard deviation over seeds, beside the published values.
 
 ./experiments/collect_results.py
 ./experiments/collect_results.py results --csv > results.csv
-./experiments/collect_results.py results --figure results/figures/all
+./experiments/collect_results.py results --plots results/plots/all
 """
 
 import argparse
@@ -31,7 +31,7 @@ CSV_COLUMNS = (
 
 
 def cell(summary: Summary, digits: int, seeds: int) -> str:
-    """Return a metric's figures as one cell; a figure that some seeds lack says how many have it."""
+    """Return a metric as one cell; one that some seeds lack says how many have it."""
     if summary.mean is None:
         return "–"
     text = f"{summary.mean:.{digits}f}"
@@ -46,14 +46,14 @@ def seeds_cell(found: Group) -> str:
     """Return the number of finished seeds, and which ones failed or run."""
     text = str(len(found.finished))
     for status in ("failed", "running"):
-        seeds = [str(record["seed"]) for record in found.records if record["status"] == status]
+        seeds = [str(record.seed) for record in found.records if record.status == status]
         text += f", {status}: {' '.join(seeds)}" if seeds else ""
     return text
 
 
 def markdown(table: Table) -> Iterator[str]:
-    """Yield the lines of a table, with the caveats of its published figures."""
-    caveats = list(dict.fromkeys(figure.caveat for row in table.rows for figure in row.published.values()))
+    """Yield the lines of a table, with the caveats of its published values."""
+    caveats = list(dict.fromkeys(it.caveat for row in table.rows for it in row.published.values()))
     titles = ["name", *table.task.settings, "seeds", *(metric.title for metric in table.task.metrics)]
     yield f"## {table.title}"
     yield ""
@@ -69,7 +69,7 @@ def markdown(table: Table) -> Iterator[str]:
     for number, caveat in enumerate(caveats, start=1):
         yield f"[{number}] {caveat}.  "
     if table.sample_data and table.name in TASKS:
-        yield "Sample data are a stand-in: no published figure may be compared with these.  "
+        yield "Sample data are a stand-in: no published value may be compared with these.  "
     yield LEGEND
     yield ""
 
@@ -88,14 +88,14 @@ def write_csv(tables: Sequence[Table], file: TextIO) -> None:
 
 
 def _csv_line(table: Table, row: Row, metric: Metric) -> list[Any]:
-    summary, figure = row.summaries[metric], row.published.get(metric)
-    statuses = [record["status"] for record in row.group.records]
+    summary, published = row.summaries[metric], row.published.get(metric)
+    statuses = [record.status for record in row.group.records]
     settings = " ".join(f"{title}={value}" for title, value in row.settings.items() if title != "method")
     return [
         *(table.name, row.group.name, table.sample_data, row.group.method, settings),
         *(metric.key, summary.n, summary.mean, summary.deviation, summary.low, summary.high),
         *(statuses.count("failed"), statuses.count("running")),
-        *((figure.value, figure.caveat) if figure else ("", "")),
+        *((published.value, published.caveat) if published else ("", "")),
     ]
 
 
@@ -109,16 +109,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def parser() -> ArgumentParser:
     """Return the parser of the script's flags."""
-    result = ArgumentParser(description="Tables and figures from the records of runs.", allow_abbrev=False)
+    result = ArgumentParser(description="Tables and plots from the records of runs.", allow_abbrev=False)
     add = result.add_argument
     add("places", nargs="*", type=Path, default=[Path("results")], help="folders or records (default results)")
     add("--csv", action="store_true", help="print CSV in place of Markdown")
-    add("--figure", type=Path, metavar="PREFIX", help="draw PREFIX_TASK_curves and _comparison, PNG and SVG")
+    add("--plots", type=Path, metavar="PREFIX", help="draw PREFIX_TASK_curves and _comparison, PNG and SVG")
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tables, draw the figures."""
+    """Print the tables, draw the plots."""
     flags = parser()
     args = flags.parse_args(argv)
     try:
@@ -136,14 +136,14 @@ def main(argv: list[str] | None = None) -> int:
     else:
         lines = [line for table in tables for line in markdown(table)]
         print("\n".join([*lines, *(f"- {note}" for note in notes)]))
-    if args.figure:
-        from figures import draw
+    if args.plots:
+        from plots import draw
 
         try:
-            paths = draw(tables, args.figure)
+            paths = draw(tables, args.plots)
         except OSError as error:
-            flags.error(f"cannot write the figures: {error.strerror}: {error.filename}; choose another PREFIX")
-        print(*(f"figure: {path}" for path in paths), sep="\n", file=sys.stderr)
+            flags.error(f"cannot write the plots: {error.strerror}: {error.filename}; choose another PREFIX")
+        print(*(f"plot: {path}" for path in paths), sep="\n", file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,6 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import sweep
@@ -55,6 +54,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def flags_of(aspect: int, k: int, method: str, epochs: int = 20) -> dict[str, Any]:
+    """Return the flags of a setting; 20 epochs are published."""
+    return {"-a": aspect, "-e": epochs, **COMMON, "-K": k, "-M": method, **METHODS[method]}
+
+
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, flags) of each chosen setting."""
     length = "" if args.epochs == 20 else f"e{args.epochs}"
@@ -62,13 +66,7 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         aspect, k, method = choice["aspect"], choice["k"], choice["method"]
         if k in (args.select_k or SUBSET_SIZES[aspect]):
             name = sweep.job_name(f"a{aspect}_K{k}_{method}", args, length)
-            yield name, {"-a": aspect, "-e": args.epochs, **COMMON, "-K": k, "-M": method, **METHODS[method]}
-
-
-def jobs(args: argparse.Namespace) -> Iterator[sweep.Job]:
-    """Yield the runs, each with a checkpoint of its own beside its record."""
-    for job in sweep.jobs_of(settings(args), TASK, SCRIPT, args):
-        yield replace(job, flags={**job.flags, "-c": job.record.with_suffix(".pt")})
+            yield name, flags_of(aspect, k, method, args.epochs)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="methods; all by default")
     add("--select-k", nargs="+", type=int, choices=(5, 10, 15), help="words that are selected, where not as published")
     add("--epochs", type=sweep.positive, default=20, help="passes over the reviews (default 20, as published)")
-    return sweep.main(flags, TASK, jobs, argv)
+    return sweep.main(flags, TASK, lambda args: sweep.jobs_of(settings(args), TASK, SCRIPT, args), argv)
 
 
 if __name__ == "__main__":

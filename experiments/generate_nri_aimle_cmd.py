@@ -67,6 +67,11 @@ def baselines(timesteps: int) -> dict[tuple[int, str], dict[str, Any]]:
     return {(timesteps, label): {"--lr": 0.0005, **flags} for label, flags in methods.items()}
 
 
+def flags_of(timesteps: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags of a setting, with those that all of its length share."""
+    return {**LENGTHS[timesteps], **COMMON, **flags}
+
+
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, flags) of each chosen setting."""
     methods = args.methods or ["aimle", *(("sst", "imle", "ste") if args.baselines else ())]
@@ -78,7 +83,7 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         # a trial lies beside its record; the script looks for it from experiments/
         trials = {"--experiments_folder": os.path.join("..", args.results_dir, TASK, name)}
         steps = {} if args.iterations is None else {"--num_iterations": args.iterations}
-        yield name, {**LENGTHS[timesteps], **COMMON, **flags, **steps, **trials}
+        yield name, {**flags_of(timesteps, flags), **steps, **trials}
 
 
 def main(argv: list[str] | None = None) -> int:

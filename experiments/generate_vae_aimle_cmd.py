@@ -35,12 +35,17 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def flags_of(method: str, epochs: int = 100) -> dict[str, Any]:
+    """Return the flags of a method; 100 epochs are published."""
+    return {"-e": epochs, **COMMON, "-M": method, **METHODS[method]}
+
+
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, flags) of each chosen setting."""
     length = "" if args.epochs == 100 else f"e{args.epochs}"
     for method in args.methods:
         name = sweep.job_name(method, args, length)
-        yield name, {"-e": args.epochs, **COMMON, "-M": method, **METHODS[method]}
+        yield name, flags_of(method, args.epochs)
 
 
 def main(argv: list[str] | None = None) -> int:

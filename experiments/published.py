@@ -1,62 +1,54 @@
-"""Published figures, the settings that they belong to, and what must be said beside them."""
+"""Published values, the runs that they belong to, and what must be said beside them."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import generate_l2x_aimle_cmd as l2x
+import generate_nri_aimle_cmd as nri
+import generate_vae_aimle_cmd as vae
+import sweep
 
 SECONDARY = "BeerAdvocate, mean only, from a secondary source; number of seeds not stated"
 ONE_SEED = "one seed, by the paper's authors"
 
 
 @dataclass(frozen=True)
-class PublishedFigure:
-    """A published figure.
+class PublishedValue:
+    """A published value.
 
     Args:
         task: l2x, vae or nri.
-        metric: name of the figure in a record.
+        flags: of the runs that it belongs to, as the generators print them.
+        metric: its name in a record.
         value: as published.
-        settings: what a run's configuration must say to be beside it.
         caveat: what a reader must know.
     """
 
     task: str
+    flags: Mapping[str, Any] = field(hash=False)
     metric: str
     value: float
-    settings: Mapping[str, Any] = field(hash=False)
     caveat: str
 
 
-def _l2x() -> Iterator[PublishedFigure]:
-    shared = {"select_k": 10, "epochs": 20, "max_iterations": None, "mask_padding": False}
-    imle = {"imle_noise": "sog", "imle_lambda": 1000.0, "aimle_target": "standard", "gradient_scaling": False}
-    by_aspect: list[tuple[dict[str, Any], tuple[float, ...]]] = [
-        ({"method": "l2x"}, (10.7, 5.75, 6.7, 6.92)),
-        ({"method": "softsub", "softsub_temperature": 0.5}, (2.48, 2.52, 2.94, 2.18)),
-        ({"method": "imletopk"}, (2.51, 2.62, 2.96, 2.38)),
-        ({"method": "imle", **imle}, (2.51, 2.62, 2.96, 2.38)),
-    ]
-    for settings, values in by_aspect:
-        source = f"{SECONDARY}; temperatures not stated" if "imle" in settings["method"] else SECONDARY
+def _l2x() -> Iterator[PublishedValue]:
+    imle = (2.51, 2.62, 2.96, 2.38)
+    by_aspect = {
+        "l2x": (10.7, 5.75, 6.7, 6.92),
+        "softsub": (2.48, 2.52, 2.94, 2.18),
+        "imletopk": imle,
+        "imle": imle,
+    }
+    for method, values in by_aspect.items():
+        source = f"{SECONDARY}; temperatures not stated" if "imle" in method else SECONDARY
         for aspect, value in enumerate(values):
             caveat = f"{source}; for aroma the number of selected words is not stated" if aspect == 1 else source
-            yield PublishedFigure("l2x", "best_test_mse", value, {**settings, **shared, "aspect": aspect}, caveat)
+            yield PublishedValue("l2x", l2x.flags_of(aspect, 10, method), "best_test_mse", value, caveat)
 
 
-def _vae() -> Iterator[PublishedFigure]:
-    settings = {
-        "method": "aimle",
-        "aimle_symmetric": True,
-        "aimle_target": "adaptive",
-        "aimle_beta_update_step": 0.001,
-        "aimle_target_norm": 10.0,
-        "imle_lambda": 0.0,
-        "imle_noise": "sog",
-        "imle_temperature": 1.0,
-        "imle_samples": 10,
-        "batch_size": 100,
-        "max_iterations": None,
-    }
+def _vae() -> Iterator[PublishedValue]:
     by_epoch = {
         1: (1102.3853, 79.85607),
         2: (765.9837, 72.88469),
@@ -68,25 +60,10 @@ def _vae() -> Iterator[PublishedFigure]:
     for epoch, values in by_epoch.items():
         for metric, value in zip(("loss", "test_loss"), values):
             if value is not None:
-                yield PublishedFigure("vae", metric, value, {**settings, "epochs": epoch}, f"seed 0: {ONE_SEED}")
+                yield PublishedValue("vae", vae.flags_of("aimle", epoch), metric, value, f"seed 0: {ONE_SEED}")
 
 
-def _nri() -> Iterator[PublishedFigure]:
-    settings = {
-        "method": "aimle",
-        "aimle_symmetric": False,
-        "aimle_target": "adaptive",
-        "timesteps": 10,
-        "sst": "tree",
-        "undirected_theta": False,
-        "lr": 0.0001,
-        "imle_noise": "sog",
-        "imle_noise_temperature": 1.0,
-        "imle_samples": 1,
-        "batch_size": 128,
-        "num_iterations": 50000,
-        "max_steps": None,
-    }
+def _nri() -> Iterator[PublishedValue]:
     values = {
         "val_elbo": -1660.797,
         "test_elbo": -1659.316,
@@ -94,17 +71,32 @@ def _nri() -> Iterator[PublishedFigure]:
         "test_precision": 0.63674,
         "test_recall": 0.63674,
     }
+    flags = nri.flags_of(10, nri.PUBLISHED[10, "aimle_forward"])
     for metric, value in values.items():
-        yield PublishedFigure("nri", metric, value, settings, f"seed 3: {ONE_SEED}")
+        yield PublishedValue("nri", flags, metric, value, f"seed 3: {ONE_SEED}")
 
 
 PUBLISHED = (*_l2x(), *_vae(), *_nri())
 
 
-def published_figure(task: str, metric: str, config: Mapping[str, Any]) -> PublishedFigure | None:
-    """Return the published figure for a run's settings, None if there is none."""
-    for figure in PUBLISHED:
-        same = all(key in config and config[key] == value for key, value in figure.settings.items())
-        if (figure.task, figure.metric) == (task, metric) and same:
-            return figure
+@functools.cache
+def _settings(published: PublishedValue) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the settings of a published value's runs, and the task's defaults, as records hold them."""
+    from aaai23.harness.config import defaults
+    from aaai23.harness.record import plain
+
+    config = sweep.config_of(published.task, sweep.words(published.flags))
+    return plain(config.settings()), plain(defaults(type(config)))
+
+
+def published_value(task: str, metric: str, settings: Mapping[str, Any]) -> PublishedValue | None:
+    """Return the published value for a run's settings, None if there is none.
+
+    All settings must be those of the published command; one that a record lacks counts as its default.
+    """
+    for published in PUBLISHED:
+        if (published.task, published.metric) == (task, metric):
+            wanted, default = _settings(published)
+            if {**default, **settings} == {**default, **wanted}:
+                return published
     return None

@@ -7,6 +7,7 @@ load without torch.
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -21,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package beside this folder, wherever else it may be installed
 ARRAY_LIMIT = 1000  # tasks of an array that Slurm accepts unless its administrator says otherwise
 CLIS = {"l2x": "aaai23.l2x.cli", "vae": "aaai23.dvae.cli", "nri": "aaai23.nri.cli"}
 SWITCH = None
@@ -64,8 +66,17 @@ class Job:
     def arguments(self) -> list[str]:
         """Return the words after the script."""
         run = {"--name": self.name, "--seed": self.seed, "--resume": SWITCH, "--results-dir": self.results_dir}
-        words = [str(word) for pair in {**self.flags, **run}.items() for word in pair if word is not SWITCH]
-        return [*words, *self.extra]
+        return [*words({**self.flags, **run}), *self.extra]
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags as words of a command line."""
+    return [str(word) for pair in flags.items() for word in pair if word is not SWITCH]
+
+
+def config_of(task: str, arguments: Sequence[str]) -> Any:
+    """Return the configuration that a task's script makes of its arguments."""
+    return importlib.import_module(CLIS[task]).parse_arguments(arguments)[0]
 
 
 def grid(**axes: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -107,29 +118,26 @@ def pending(jobs: Iterable[Job], root: Path = ROOT) -> list[Job]:
     So is a run whose record is finished, but of other settings or other data, or whose data are not here to compare:
     its script decides. A line on stderr says so.
     """
-    sys.path.insert(0, str(ROOT))  # beside this file, not wherever else the package may be installed
     from aaai23.errors import UsageError
-    from aaai23.fingerprint import digest, fingerprint
+    from aaai23.harness.record import digest_of, finished, identify
 
-    once = functools.cache(digest)  # the runs of a sweep share their files
-    parser_of = functools.cache(lambda task: importlib.import_module(CLIS[task]).parser())
-    found, told = [], set()
+    digest = functools.cache(digest_of)  # the runs of a sweep share their files
+    waiting, told = [], set()
     for job in jobs:
-        cli = importlib.import_module(CLIS[job.task])
         record = None
         try:
             if (root / job.record).exists():
-                args = parser_of(job.task).parse_args(job.arguments())
-                args.results_dir, args.data_dir = root / args.results_dir, root / args.data_dir
-                args.data = fingerprint(cli.data_files(args), once)
-                record = cli.finished(args)
+                config = config_of(job.task, job.arguments())
+                places = {"results_dir": root / config.results_dir, "data_dir": root / config.data_dir}
+                config = dataclasses.replace(config, **places)
+                record = finished(identify(job.task, config, config.files(), digest))
         except UsageError as error:
             told.add(str(error))
         if record is None:
-            found.append(job)
+            waiting.append(job)
     for line in sorted(told):
         print(line, file=sys.stderr)
-    return found
+    return waiting
 
 
 def slurm_script(lines: Sequence[str], name: str, logs: Path | str, options: Mapping[str, Any], root: Path) -> str:
@@ -275,9 +283,9 @@ def main(
     flags: ArgumentParser, task: str, build: Callable[[argparse.Namespace], Iterable[Job]], argv: list[str] | None
 ) -> int:
     """Print what `build` makes of the command line; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    cut = words.index("--") if "--" in words else len(words)
-    args = flags.parse_args(words[:cut], argparse.Namespace(extra=words[cut + 1 :]))
+    given = sys.argv[1:] if argv is None else argv
+    cut = given.index("--") if "--" in given else len(given)
+    args = flags.parse_args(given[:cut], argparse.Namespace(extra=given[cut + 1 :]))
     for name in ("time", "mem", "cpus", "gpus", "partition", "max_parallel"):
         if args.format == "lines" and getattr(args, name) is not None:
             flags.error(f"--{name.replace('_', '-')} needs --format slurm")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from published import PublishedFigure, published_figure
+from published import PublishedValue, published_value
 from records import Group
 
 RESAMPLES = 4000
@@ -15,7 +15,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Metric:
-    """A final figure: its name in a record, its title, the digits to show, whether methods differ in it."""
+    """A final metric: its name in a record, its title, the digits to show, whether methods differ in it."""
 
     key: str
     title: str
@@ -30,8 +30,8 @@ class Task:
     Args:
         title: of its tables.
         settings: column title -> name of a setting.
-        metrics: the columns of figures.
-        curves: what is logged while training -> title.
+        metrics: the columns of metrics.
+        curves: what is logged while training -> title; none where nothing is trained.
     """
 
     title: str
@@ -54,7 +54,7 @@ TASKS = {
     ),
     "vae": Task(
         "Discrete variational autoencoder",
-        {"method": "method", "S": "imle_samples"},
+        {"method": "method", "S": "nb_samples"},
         (
             Metric("loss", "training loss", 2),
             Metric("test_loss", "test loss", 2),
@@ -74,21 +74,33 @@ TASKS = {
         ),
         {"val_elbo": "validation ELBO", "val_precision": "validation precision", "beta": "beta"},
     ),
+    "nri-eval": Task(
+        "Neural relational inference, trials measured again",
+        {"T": "timesteps", "method": "method"},
+        (
+            Metric("valid_elbo", "validation ELBO", 1),
+            Metric("test_elbo", "test ELBO", 1),
+            Metric("test_acc", "test accuracy", 4),
+            Metric("test_precision", "test precision", 4),
+            Metric("test_recall", "test recall", 4),
+        ),
+        {},
+    ),
 }
 
 
 def task_of(name: str, groups: Sequence[Group]) -> Task:
-    """Return how a task is shown; one that is not known shows all its final figures."""
+    """Return how a task is shown; one that is not known shows all its final metrics."""
     if name in TASKS:
         return TASKS[name]
-    final = {key: None for found in groups for record in found.finished for key in record["final"]}
+    final = {key: None for found in groups for record in found.finished for key in record.final or {}}
     keys = [key for key in final if any(found.values(key) for found in groups)]
     return Task(name, {"method": "method"}, tuple(Metric(key, key, 4) for key in keys), {key: key for key in keys})
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of n seeds; those that n does not allow are None."""
+    """Numbers of n seeds; those that n does not allow are None."""
 
     n: int
     mean: float | None = None
@@ -127,25 +139,25 @@ class Row:
 
     Args:
         group: the runs.
-        settings: the columns before the figures.
-        summaries: metric -> its figures.
-        published: metric -> the published figure; never beside sample data.
+        settings: the columns before the metrics.
+        summaries: metric -> its mean and spread over the seeds.
+        published: metric -> the published value; never beside sample data.
     """
 
     group: Group
     settings: Mapping[str, Any]
     summaries: Mapping[Metric, Summary]
-    published: Mapping[Metric, PublishedFigure]
+    published: Mapping[Metric, PublishedValue]
 
 
 def row_of(found: Group, task: Task) -> Row:
     """Return a group's row."""
     settings = {
-        title: found.method if key == "method" else found.config.get(key, "") for title, key in task.settings.items()
+        title: found.method if key == "method" else found.settings.get(key, "") for title, key in task.settings.items()
     }
     summaries = {metric: summarise(found.values(metric.key)) for metric in task.metrics}
-    figures = {metric: published_figure(found.task, metric.key, found.config) for metric in task.metrics}
-    published = {metric: figure for metric, figure in figures.items() if figure and not found.sample_data}
+    values = {metric: published_value(found.task, metric.key, found.settings) for metric in task.metrics}
+    published = {metric: value for metric, value in values.items() if value and not found.sample_data}
     return Row(found, settings, summaries, published)
 
 
@@ -160,7 +172,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        """Says whose figures these are."""
+        """Says whose metrics these are."""
         return f"{self.task.title} ({self.name})" + (", sample data" if self.sample_data else "")
 
 

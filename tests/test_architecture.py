@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TASKS = ["l2x", "dvae", "nri", "synth"]
+TASKS = ["l2x", "dvae", "nri"]
 UPSTAIRS = {"cli", "experiments", "benchmarks", "tests"}
+BELOW = {  # what each room of aaai23 may import of the others; a task may import whatever is no task
+    "errors": set(),
+    "speed": {"errors"},
+    "harness": {"errors", "speed"},
+    "plots": {"errors", "harness"},
+    "relaxations": {"errors"},
+    "structures": {"errors", "relaxations"},
+    "methods": {"errors", "relaxations", "structures"},
+}
+READ_BY_EXPERIMENTS = {"aaai23.errors", "aaai23.harness.config", "aaai23.harness.record"}
 HEAVY = ["gensim", "sklearn", "scipy", "matplotlib", "wandb", "networkx", "pandas"]
 
 
@@ -60,10 +71,10 @@ def floor(module):
     return module.split(".")[0]
 
 
-def task_of(module):
-    """Return the task that a module of aaai23 belongs to, or None."""
+def room(module):
+    """Return the part of aaai23 that a module belongs to, such as a task, or None."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[0] == "aaai23" and parts[1] in TASKS else None
+    return parts[1] if len(parts) > 1 and parts[0] == "aaai23" else None
 
 
 def test_the_walk_sees_imports_of_every_kind():
@@ -90,19 +101,45 @@ def test_the_experiments_of_the_paper_import_nothing_from_upstairs():
     assert [pair for pair in pairs if floor(pair[1]) in UPSTAIRS] == []
 
 
-def test_tasks_do_not_import_one_another():
-    pairs = [(importer, target) for importer, target in imports("aaai23") if task_of(importer) and task_of(target)]
-    assert pairs
-    assert [pair for pair in pairs if task_of(pair[0]) != task_of(pair[1])] == []
+def test_rooms_of_the_experiments_import_those_below_them_and_tasks_not_one_another():
+    pairs = {(room(importer), room(target)) for importer, target in imports("aaai23") if room(importer)}
+    assert {importer for importer, _ in pairs} == {*BELOW, *TASKS} - {"errors"}  # that one imports nothing
+    wrong = [
+        (importer, target)
+        for importer, target in pairs
+        if target not in (None, importer) and target not in BELOW.get(importer, BELOW)
+    ]
+    assert wrong == []
 
 
-def test_what_tasks_share_does_not_import_a_task():
-    pairs = [(importer, target) for importer, target in imports("aaai23") if not task_of(importer)]
-    assert [pair for pair in pairs if task_of(pair[1])] == []
+def test_records_configurations_and_command_lines_load_without_torch():
+    """So that `--help` answers at once, and that sweeps and tables need no torch."""
+    names = [name for name, *_ in modules("aaai23") if name.endswith((".cli", ".config", ".record", ".shell"))]
+    assert {room(name) for name in names} == {"harness", *TASKS}
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
-def test_experiments_speak_to_runs_through_command_lines_and_records_only():
-    assert [pair for pair in imports("experiments") if floor(pair[1]) in ("imle", "cli")] == []
+def test_experiments_read_runs_through_their_records_and_scripts_through_their_command_lines():
+    """They print command lines for `cli`, and read records with `aaai23.harness.record`.
+
+    To tell which runs are pending, and which a published value belongs to, they must know what a command line means.
+    That only the script's own module can say: `sweep.CLIS` names the modules, and none of them imports torch.
+    """
+    found = {target for _, target in imports("experiments") if floor(target) in ("imle", "cli", "aaai23", "torch")}
+    assert {
+        name for name in found if not (name in READ_BY_EXPERIMENTS or name.rpartition(".")[0] in READ_BY_EXPERIMENTS)
+    } == set()
+    assert "aaai23.harness.record" in found
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "experiments").glob("*.py"))
+    named = set(re.findall(r"\"(aaai23\.[\w.]+)\"", source))
+    assert named == {f"aaai23.{task}.cli" for task in TASKS}
+
+
+def test_benchmarks_import_no_tests():
+    pairs = imports("benchmarks")
+    assert pairs and [pair for pair in pairs if floor(pair[1]) == "tests"] == []
 
 
 IMPORT_EVERYTHING = """
@@ -158,7 +195,7 @@ def after_imports():
 
 
 def test_importing_changes_no_random_state_and_no_setting(after_imports):
-    assert {"imle.aimle", "imle.solvers.top_k", "aaai23.run"} <= set(after_imports["names"])
+    assert {"imle.aimle", "imle.solvers.top_k", "aaai23.harness.run"} <= set(after_imports["names"])
     assert after_imports["changed"] == []
 
 

@@ -2,19 +2,22 @@
 
 import contextlib
 import functools
-from pathlib import Path
+import itertools
+import logging
 
 import pytest
 import torch
 
-from aaai23.acceleration import accelerate
+from aaai23.dvae import cli as vae_cli
 from aaai23.dvae import train as vae_train
-from aaai23.dvae.cli import parser as vae_parser
+from aaai23.harness.config import refuse
+from aaai23.l2x import cli as l2x_cli
 from aaai23.l2x import train as l2x_train
-from aaai23.l2x.cli import parser as l2x_parser
+from aaai23.l2x.data import Reviews
 from aaai23.nri import cli as nri_cli
-from aaai23.nri.data import SPLITS, Layouts
-from aaai23.nri.train import Session as NRISession
+from aaai23.nri import train as nri_train
+from aaai23.nri.data import Layouts
+from aaai23.speed.precision import accelerate
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
@@ -30,6 +33,7 @@ METHODS = {
     "ste": "--method ste",
 }
 TASKS = ("l2x", "vae", "nri")
+LOG = logging.getLogger("silent")
 
 
 @pytest.fixture(autouse=True)
@@ -51,51 +55,56 @@ def nothing_may_wait():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def configuration(cli, line):
+    """Return what a command line asks for, and start from a seed."""
+    config, _ = cli.parse_arguments(line.split())
+    refuse(config)
+    torch.manual_seed(0)
+    return config
+
+
 def l2x_epoch(device, line):
     """Return the networks, and a function that trains them on two batches and returns the losses."""
-    args = l2x_parser().parse_args(f"{line} --select-k 5 --imle-samples 2 --imle-input-temperature 1".split())
-    torch.manual_seed(0)
+    config = configuration(l2x_cli, f"{line} --select-k 5 --imle-samples 2 --imle-input-temperature 1")
     embedding = torch.randn(50, 200)
     embedding[0] = 0
-    model = l2x_train.build(args, embedding).to(device)
-    accelerate((model.selector, model.predictor), args.precision, device)
+    model = l2x_train.build(config, embedding).to(device)
+    accelerate((model.selector, model.predictor), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
     tokens = torch.randint(1, 50, (16, 30))
     tokens[:8, :20] = 0
-    reviews = l2x_train.Reviews(tokens.to(device), torch.rand(16).to(device))
-    batches = list(torch.arange(16).to(device).split(8))
-    return model, lambda: l2x_train.train_epoch(model, optimiser, reviews, batches, "Epoch", None)
+    reviews = Reviews(tokens.to(device), torch.rand(16).to(device))
+    batches = torch.arange(16).to(device).split(8)
+    return model, lambda: l2x_train.train_epoch(model, optimiser, reviews, batches, "Epoch", False, LOG)
 
 
 def vae_epoch(device, line):
     """Return the networks, and a function that trains them on two batches and returns the losses."""
     small = "--input-dim 64 --code-m 4 --code-n 6 --select-k 3 --imle-samples 2 --imle-temperature 1"
-    args = vae_parser().parse_args(f"{line} {small}".split())
-    torch.manual_seed(0)
-    model = vae_train.build(args).to(device)
-    accelerate((model.encoder, model.decoder), args.precision, device)
+    config = configuration(vae_cli, f"{line} {small}")
+    model = vae_train.build(config).to(device)
+    accelerate((model.encoder, model.decoder), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     images = torch.randint(256, (16, 64), dtype=torch.uint8).to(device)
-    batches = list(torch.arange(16).to(device).split(8))
-
-    def epoch():
-        return vae_train.loss_values(
-            vae_train.train_epoch(model, optimiser, images, batches, [1.0, 1.0], "Epoch"), "Epoch"
-        )
-
-    return model, epoch
+    batches = torch.arange(16).to(device).split(8)
+    return model, lambda: vae_train.train_epoch(model, optimiser, images, batches, [1.0, 1.0, 1.0], "Epoch")
 
 
 def nri_epoch(device, line):
-    """Return the networks, and a function that trains them on two batches and returns the losses."""
-    small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --eval_batch_size 8 --num_iterations 100"
-    args = nri_cli.parser().parse_args(f"{line} {small} --imle-noise-temperature 1 --prediction_steps 9".split())
-    nri_cli.check(args)
-    torch.manual_seed(0)
-    edges = spanning_tree_edges(torch.randn(800, 45))
-    data = {name: Layouts(torch.rand(800, 10, 10, 2) * 2 - 1, edges) for name in SPLITS}
-    session = NRISession(args, data, Path("unused"), device)
-    return session.model, lambda: session.train_until(session.iteration + 2, None)
+    """Return the networks, and a function that trains them on two further batches and returns the losses."""
+    small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --num_iterations 100"
+    config = configuration(nri_cli, f"{line} {small} --imle-noise-temperature 1 --prediction_steps 9")
+    model = nri_train.build(config).to(device)
+    accelerate((model.encoder, model.decoder), config.precision, device)
+    optimiser = nri_train.optimiser_of(model, config)
+    layouts = Layouts(torch.rand(800, 10, 10, 2) * 2 - 1, spanning_tree_edges(torch.randn(800, 45))).to(device)
+    batches, start = nri_train.Batches(config, optimiser, layouts), itertools.count(0, 2)
+
+    def epoch():
+        first = next(start)
+        return nri_train.train_steps(model, optimiser, batches, first, first + 2, config, LOG)
+
+    return model, epoch
 
 
 EPOCHS = {"l2x": l2x_epoch, "vae": vae_epoch, "nri": nri_epoch}
@@ -107,6 +116,7 @@ def spare_the_last_look(monkeypatch):
         monkeypatch.setattr(f"aaai23.{task}.train.loss_values", lambda losses, *_: torch.stack(list(losses)))
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
@@ -130,7 +140,7 @@ def test_a_wait_is_noticed(task):
         epoch()  # its last line looks at the losses
 
 
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_first_loss_agrees_with_that_of_the_cpu(monkeypatch, task, precision, tolerance):
     monkeypatch.setattr("imle.perturb_and_map.draw", draw_on_the_cpu)
@@ -235,7 +245,7 @@ def test_each_precision_rounds_products_as_it_says():
     for precision in ("float32", "tf32", "bf16"):
         network = torch.nn.Linear(256, 256, bias=False).to(GPU)
         network.weight.data.copy_(a)
-        accelerate([network], precision, False, GPU)
+        accelerate([network], precision, GPU)
         y = network(a.float())
         assert y.dtype == torch.float32
         errors[precision] = ((y - a @ a.T).norm() / (a @ a.T).norm()).item()

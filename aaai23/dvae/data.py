@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aaai23.dvae.settings import REMEDY, data_files
+from aaai23.dvae.config import REMEDY, data_files
 from aaai23.errors import UsageError
-from aaai23.sample_data import is_sample
+from aaai23.harness.record import is_sample
 
 _LOGGER = logging.getLogger(__name__)
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801  # bytes, in three dimensions and in one

@@ -9,8 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from aaai23.linear import Linear
-from aaai23.relaxations import gumbel_softmax
+from aaai23.methods import Layer
 
 HIDDEN = (512, 256)
 ANNEAL_EVERY = 1000  # batches
@@ -29,42 +28,33 @@ class DiscreteVAE(nn.Module):
             it alone decides about S.
     """
 
-    def __init__(self, input_dim: int, code_m: int, code_n: int, layer: nn.Module):
+    linear: type[nn.Linear] = nn.Linear
+
+    def __init__(self, input_dim: int, code_m: int, code_n: int, layer: Layer):
         super().__init__()
         self.input_dim, self.code_m, self.code_n = input_dim, code_m, code_n
-        self.encoder = _perceptron(input_dim, *HIDDEN, code_m * code_n)
+        self.encoder = self.perceptron(input_dim, *HIDDEN, code_m * code_n)
         self.layer = layer
-        self.decoder = _perceptron(code_m * code_n, *reversed(HIDDEN), input_dim)
+        self.decoder = self.perceptron(code_m * code_n, *reversed(HIDDEN), input_dim)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B*M, N] and reconstruction logits [B*S, P] of images in [0, 1], [B, P]."""
-        logits = self.encoder(images).view(-1, self.code_n)
-        codes = join_rows(self.layer(logits), len(images), self.code_m)
-        return logits, self.decoder(codes)
+    def perceptron(self, *sizes: int) -> nn.Sequential:
+        """Return dense layers of these sizes, with ReLU between them."""
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            linear = self.linear(fan_in, fan_out)
+            nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers[:-1])
 
+    def forward(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits [B*M, N] and reconstruction logits [B*S, P], after sampled codes, of images in [0, 1], [B, P].
 
-class GumbelSoftmaxLayer(nn.Module):
-    """Samples a relaxed one-hot vector for each row, in training and in evaluation: theta [R, N] -> z [R*S, N].
-
-    Args:
-        temperature: positive; lower is closer to one-hot. An attribute, for a schedule to set.
-        hard: return one-hot vectors, with the gradient of the relaxed ones.
-        samples: samples of each row [S].
-        generator: source of the noise; torch's own when None.
-    """
-
-    def __init__(self, temperature: float, hard: bool = False, samples: int = 1, generator: Generator | None = None):
-        super().__init__()
-        self.temperature, self.hard, self.samples, self.generator = temperature, hard, samples, generator
-
-    def forward(self, theta: Tensor) -> Tensor:
-        """Return S samples for each row, side by side.
-
-        Raises:
-            UsageError: the temperature is not positive.
+        Codes are sampled in evaluation mode too: the published test loss is that of sampled codes.
         """
-        rows = theta.repeat_interleave(self.samples, dim=0) if self.samples > 1 else theta
-        return gumbel_softmax(rows, self.temperature, self.hard, self.generator)
+        logits = self.encoder(images).view(-1, self.code_n)
+        codes = join_rows(self.layer.sample(logits, generator=generator), len(images), self.code_m)
+        return logits, self.decoder(codes)
 
 
 def join_rows(z: Tensor, batch_size: int, code_m: int) -> Tensor:
@@ -96,7 +86,7 @@ def training_loss(bce: Tensor, kl: Tensor) -> Tensor:
     return bce.sum(-1) + kl
 
 
-def test_loss(bce: Tensor, kl: Tensor) -> Tensor:
+def published_test_loss(bce: Tensor, kl: Tensor) -> Tensor:
     """Return the published test loss of each image, [B]: the training loss / S, in which kl counts 1/S."""
     return training_loss(bce, kl) / bce.shape[-1]
 
@@ -113,13 +103,3 @@ def temperature_at(batch: int, initial: float, rate: float, minimum: float) -> f
     """
     annealed_at = batch // ANNEAL_EVERY * ANNEAL_EVERY
     return max(initial * math.exp(-rate * annealed_at), minimum) if annealed_at else initial
-
-
-def _perceptron(*sizes: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
-        linear = Linear(fan_in, fan_out)
-        nn.init.xavier_uniform_(linear.weight, gain=nn.init.calculate_gain("relu"))
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])

@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aaai23.arguments import ArgumentParser
-from aaai23.dvae.settings import (
+from aaai23.dvae.config import (
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
     present_files,
 )
-from aaai23.record import write_atomically
-from aaai23.sample_data import claim_folder
-from aaai23.shell import run_cli
+from aaai23.harness.config import ArgumentParser
+from aaai23.harness.record import claim_folder, write_atomically
+from aaai23.harness.shell import run_cli
 
 NB_TEST = 297
 SHIFTS = ((0, 0), (-1, 1), (1, -1), (1, 1))  # pixels; each training digit is there once with each of them

@@ -1,6 +1,6 @@
 """BeerAdvocate as Learning to Explain reads it: reviews with ratings, annotated reviews, word vectors.
 
-Four files make a data set; `settings` names them. What is read is cached in `.cache` inside the data folder.
+Four files make a data set; `config` names them. What is read is cached in `.cache` inside the data folder.
 """
 
 import json
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
-from aaai23.fingerprint import fingerprint
-from aaai23.l2x.settings import EMBEDDING_SIZE, data_files
-from aaai23.sample_data import is_sample
+from aaai23.harness.record import fingerprint, is_sample
+from aaai23.l2x.config import EMBEDDING_SIZE, data_files
 
 logger = logging.getLogger(__name__)
 

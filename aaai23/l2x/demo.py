@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aaai23.errors import UsageError
+from aaai23.harness.record import read_record
+from aaai23.harness.shell import run_cli
 from aaai23.l2x import cli
-from aaai23.record import read_record, record_path
-from aaai23.shell import run_cli
 
 SCRIPT = "demo"
 DATA = Path("data/sample")
@@ -20,7 +22,7 @@ OUTPUT = Path("results/demo")
 COMMAND = (
     "-a 3 -e 6 -b 20 -K 10 -r 1 -M aimle --aimle-symmetric --aimle-target adaptive --imle-noise gumbel "
     "--imle-input-temperature 1 --imle-output-temperature 1 --imle-lambda 0 --aimle-beta-update-step 0.01 "
-    f"--mask-padding --device cpu --name demo -c {OUTPUT}/model.pt --data-dir {DATA} --results-dir results"
+    f"--mask-padding --device cpu --name demo --again -c {OUTPUT}/model.pt --data-dir {DATA} --results-dir results"
 )
 
 
@@ -29,22 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     if not (DATA / "annotations.json").exists():
         raise UsageError("there is no sample data: run ./get_data.sh sample first, or make demo")
     os.environ.setdefault("WANDB_MODE", "disabled")
-    args = cli.parser().parse_args(COMMAND.split())
-    record = record_path(args.results_dir, "l2x", args.name, args.seed)
-    for path in (record, args.checkpoint):
-        path.unlink(missing_ok=True)  # the demo's own, of whatever code and data
+    config, _ = cli.parse_arguments(COMMAND.split())
+    (OUTPUT / "model.pt").unlink(missing_ok=True)  # the demo's own, of whatever code and data
     print(f"PYTHONPATH=. python3 ./cli/l2x-cli.py {COMMAND}", flush=True)
     cli.main(COMMAND.split())
 
+    from aaai23.harness.run import load as load_state
     from aaai23.l2x.data import load
-    from aaai23.l2x.picture import explain, write_html, write_png
+    from aaai23.l2x.plots import explain, write_html, write_png
     from aaai23.l2x.train import build
-    from aaai23.run import load_checkpoint
 
-    data = load(DATA, args.aspect, args.max_len)
-    model = build(args, data.embedding)
-    model.load_state_dict(load_checkpoint(args.checkpoint)["best"]["model"])
-    print(table(read_record(record)["final"]))
+    data = load(DATA, config.aspect, config.max_len)
+    model = build(config, data.embedding)
+    model.load_state_dict(load_state(OUTPUT / "model.pt")["model"])
+    print(table(read_record("results/l2x/demo/seed0.json").final or {}))
 
     reviews = explain(model, data, DATA, count=6)
     title = "Which words carry the rating of taste? (sample data)"
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def table(final: dict[str, float]) -> str:
-    """Return the final figures as a short table."""
+def table(final: Mapping[str, Any]) -> str:
+    """Return the final metrics as a short table."""
     rows = {
         "validation MSE x 100": final["best_val_mse"],
         "test MSE x 100": final["best_test_mse"],

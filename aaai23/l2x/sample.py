@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaai23.errors import UsageError
-from aaai23.l2x.settings import (
+from aaai23.harness.record import claim_folder
+from aaai23.l2x.config import (
     ANNOTATIONS_FILE,
     EMBEDDING_SIZE,
     HELDOUT_FILE,
     TRAIN_FILE,
     VECTORS_FILE,
 )
-from aaai23.sample_data import claim_folder
 
 ASPECTS = ("appearance", "aroma", "palate", "taste", "overall")
 TRAINED_ASPECTS = range(4)  # as in BeerAdvocate, "overall" has ratings and ranges, but no files of its own

@@ -1,76 +1,96 @@
-"""One seed of Learning to Explain: train, keep the weights that are best on validation reviews, measure them."""
+"""Learning to Explain: train one seed, keep the weights that are best on validation reviews, measure them."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
-from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aaai23.arguments import config_of
+from aaai23.harness.record import Identity
+from aaai23.harness.run import Best, Run, batches_of, epoch_order, export, loss_values, seed_everything
+from aaai23.harness.shell import progress
+from aaai23.l2x import fast
+from aaai23.l2x.config import L2XConfig
 from aaai23.l2x.data import Annotations, L2XData, Reviews, split_heldout
-from aaai23.l2x.model import Explainer, squared_error
-from aaai23.l2x.settings import NOT_COMPARED
-from aaai23.methods import SUBSET_METHODS, Options, beta_of
-from aaai23.run import (
-    Run,
-    accelerate,
-    earlier_state,
-    epoch_order,
-    loss_values,
-    progress,
-    random_state,
-    record_path,
-    save_checkpoint,
-    seed_everything,
-    set_random_state,
-)
-from imle.solvers import select_k
+from aaai23.l2x.model import Explainer, Predictor, squared_error
+from aaai23.methods import METHODS, beta_of
+from aaai23.speed.precision import accelerate
+from aaai23.structures import k_subsets
 
 PROJECT = "beeradv-aaai23"
 EVALUATION_BATCH = 200
 REMEDY = "lower --imle-lambda, --imle-input-temperature or --imle-output-temperature"
 
 
-def build(args: Namespace, embedding: Tensor) -> Explainer:
-    """Return the untrained networks around the method that the command line names."""
-    ste = args.method == "ste"
-    options = Options(
-        noise=args.ste_noise if ste else args.imle_noise,
-        noise_k=args.select_k,
-        samples=args.imle_samples,
-        theta_temperature=args.ste_temperature if ste else args.imle_input_temperature,
-        target_temperature=args.imle_output_temperature,
-        target=args.aimle_target,
-        perturbation_size=args.imle_lambda,
-        symmetric=args.aimle_symmetric,
-        gradient_scaling=args.gradient_scaling,
-        beta_update_step=args.aimle_beta_update_step,
-        beta_update_momentum=args.aimle_beta_update_momentum,
-        target_norm=args.aimle_target_norm,
-        exact_scaling=True,
-        subset_size=args.select_k,
-        relaxation_temperature={"sst": args.sst_temperature, "softsub": args.softsub_temperature}.get(args.method, 0.1),
-    )
-    layer = SUBSET_METHODS[args.method](functools.partial(select_k, k=args.select_k), options)
-    return Explainer(embedding, layer, args.select_k, args.kernel_size, args.hidden_dims, args.mask_padding)
+def build(config: L2XConfig, embedding: Tensor) -> Explainer:
+    """Return the untrained networks around the method that is asked for."""
+    layer = METHODS[config.method](k_subsets(config.select_k), config)
+    selector = fast.Selector(embedding, config.kernel_size)
+    predictor = Predictor(embedding.shape[1], config.hidden_dims)
+    return Explainer(selector, layer, predictor, config.select_k, config.mask_padding)
+
+
+def run_seed(
+    identity: Identity, config: L2XConfig, data: L2XData, device: torch.device, log: logging.Logger
+) -> Mapping[str, Any]:
+    """Train and measure one seed; returns its final metrics.
+
+    Args:
+        identity: who the run is.
+        config: with the seed of this rerun.
+        data: of the aspect.
+        device: where to compute.
+        log: gets the lines of an epoch.
+    """
+    seed_everything(config.seed)
+    train, validation, test, annotated = to_device(data, config.seed, device)
+    model = build(config, data.embedding).to(device)
+    accelerate((model.selector, model.predictor), config.precision, device)
+    # one kernel for all parameters, wherever torch has it
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
+    best = Best(model)
+    epochs = batches_of(len(train.ratings), config.batch_size, config.epochs, config.max_iterations)
+    with Run(identity, config, project=PROJECT, describe=describe(config), log=log, tags=(config.target,)) as run:
+        for epoch in run.steps(epochs, model=model, optimiser=optimiser, best=best):
+            order = epoch_order(len(train.ratings), config.seed, epoch - 1).to(device)
+            batches = order.split(config.batch_size)[: epochs[epoch]]
+            losses = train_epoch(model, optimiser, train, batches, f"Epoch {epoch}/{config.epochs}", config.debug, log)
+            run.log(loss_mean=losses.mean(), loss_std=losses.std(correction=0))
+            run.log(val_mse=mean_squared_error(model, validation), test_mse=mean_squared_error(model, test))
+            run.log(beta=beta_of(model.layer))
+            best.update(run.entry["val_mse"])
+        best.restore()
+        export(config.export(), identity)
+        selected = selections(model, annotated.tokens)
+        run.finish(
+            best_val_mse=mean_squared_error(model, validation),
+            best_test_mse=mean_squared_error(model, test),
+            best_subset_prec=subset_precision(selected, annotated, config.select_k),
+            chance_subset_prec=chance_precision(annotated, config.select_k),
+        )
+    return run.final
+
+
+def describe(config: L2XConfig) -> Any:
+    """Return what makes an epoch's line of the log."""
+    return lambda entry: [
+        f"Epoch {entry['epoch']}/{config.epochs}\tLoss {entry['loss_mean']:.4f} ± {entry['loss_std']:.4f}"
+    ]
 
 
 def train_epoch(
     model: Explainer,
     optimiser: torch.optim.Optimizer,
     reviews: Reviews,
-    batches: list[Tensor],
+    batches: tuple[Tensor, ...],
     epoch: str,
-    log: logging.Logger | None,
-) -> list[float]:
-    """Train on batches of review indices; returns the loss of each, and logs each where `log` is given.
+    debug: bool,
+    log: logging.Logger,
+) -> Tensor:
+    """Train on batches of review indices; returns the loss of each, `[steps]` on the CPU.
 
     Raises:
         FloatingPointError: a loss is NaN or infinite.
@@ -83,9 +103,9 @@ def train_epoch(
         loss.backward()
         optimiser.step()
         losses.append(loss.detach())
-        if log:
+        if debug:
             log.info(f"{epoch}\tIteration {iteration}\tLoss value: {loss.item():.4f}")
-    return loss_values(losses, epoch, REMEDY)
+    return torch.tensor(loss_values(losses, epoch, REMEDY))
 
 
 @torch.inference_mode()
@@ -134,130 +154,3 @@ def to_device(data: L2XData, seed: int, device: torch.device) -> tuple[Reviews, 
     validation, test = (torch.as_tensor(half) for half in split_heldout(len(data.heldout.ratings), seed))
     annotated = Annotations(data.annotated.tokens.to(device), data.annotated.relevant.to(device))
     return subset(data.train), subset(data.heldout, validation), subset(data.heldout, test), annotated
-
-
-class Session:
-    """The state of one seed's training: what a checkpoint holds.
-
-    Args:
-        args: the parsed command line, with the seed of this rerun.
-        data: of the aspect.
-        device: where to compute.
-    """
-
-    def __init__(self, args: Namespace, data: L2XData, device: torch.device):
-        seed_everything(args.seed)
-        self.args = args
-        self.train, self.validation, self.test, self.annotated = to_device(data, args.seed, device)
-        self.model = build(args, data.embedding).to(device)
-        accelerate((self.model.selector, self.model.predictor), args.precision, device)
-        # one kernel for all parameters, wherever torch has it
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3, eps=1e-7, fused=True)
-        self.epoch, self.iteration = 0, 0
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {"val_mse": math.inf, "model": self.model.state_dict()}
-
-    def state(self) -> dict[str, Any]:
-        """Return all that is needed to continue to the same figures."""
-        return {
-            "config": config_of(self.args),
-            "epoch": self.epoch,
-            "iteration": self.iteration,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
-            "history": self.history,
-            "random": random_state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.epoch, self.iteration = state["epoch"], state["iteration"]
-        self.best, self.history = state["best"], state["history"]
-        set_random_state(state["random"])
-
-    def done(self) -> bool:
-        """Whether all epochs, or all iterations, are behind."""
-        limit = self.args.max_iterations
-        return self.epoch >= self.args.epochs or (limit is not None and self.iteration >= limit)
-
-    def next_epoch(self, log: logging.Logger) -> dict[str, Any]:
-        """Train one epoch and measure; returns the figures for the record."""
-        order = epoch_order(len(self.train.ratings), self.args.seed, self.epoch).to(self.train.tokens.device)
-        batches = list(order.split(self.args.batch_size))
-        if self.args.max_iterations is not None:
-            batches = batches[: self.args.max_iterations - self.iteration]
-        self.epoch += 1
-        self.iteration += len(batches)
-        label = f"Epoch {self.epoch}/{self.args.epochs}"
-        debug_log = log if self.args.debug else None
-        losses = torch.tensor(train_epoch(self.model, self.optimiser, self.train, batches, label, debug_log))
-        mean, deviation = losses.mean().item(), losses.std(correction=0).item()
-        log.info(f"{label}\tLoss {mean:.4f} ± {deviation:.4f}")
-        figures = {
-            "loss_mean": mean,
-            "loss_std": deviation,
-            "val_mse": mean_squared_error(self.model, self.validation),
-            "test_mse": mean_squared_error(self.model, self.test),
-            "beta": beta_of(self.model.layer),
-        }
-        if figures["val_mse"] < self.best["val_mse"]:
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.best = {"val_mse": figures["val_mse"], "model": weights}
-        return figures
-
-    def final(self) -> dict[str, float]:
-        """Return the figures of the weights that were best on validation reviews, which stay loaded."""
-        self.model.load_state_dict(self.best["model"])
-        precision = subset_precision(selections(self.model, self.annotated.tokens), self.annotated, self.args.select_k)
-        return {
-            "best_val_mse": mean_squared_error(self.model, self.validation),
-            "best_test_mse": mean_squared_error(self.model, self.test),
-            "best_subset_prec": precision,
-            "chance_subset_prec": chance_precision(self.annotated, self.args.select_k),
-        }
-
-
-def run_seed(
-    args: Namespace, data: L2XData, path: Path, device: torch.device, log: logging.Logger
-) -> Mapping[str, float]:
-    """Train and measure one seed, with its record, checkpoint and W&B mirror; returns the final figures.
-
-    Args:
-        args: the parsed command line, with a name and the seed of this rerun.
-        data: of the aspect.
-        path: of the checkpoint.
-        device: where to compute.
-        log: gets the lines of an epoch.
-    """
-    config, record = config_of(args), record_path(args.results_dir, "l2x", args.name, args.seed)
-    state = earlier_state(args, record, path, config, NOT_COMPARED)
-    session = Session(args, data, device)
-    if state is not None:
-        session.restore(state)
-    run = Run(
-        "l2x",
-        args.name,
-        args.seed,
-        config,
-        results_dir=args.results_dir,
-        sample_data=data.sample_data,
-        history=session.history,
-        ignore=NOT_COMPARED,
-        wandb_project=PROJECT,
-        wandb_name=f"{args.method}-{args.seed}",
-        wandb_tags=("l2x", args.method, args.aimle_target),
-    )
-    with run:
-        if not path.exists():
-            save_checkpoint(path, session.state())  # a path that cannot be written shows before hours of work
-        while not session.done():
-            figures = session.next_epoch(log)
-            run.log(session.epoch, figures)
-            session.history = run.history
-            save_checkpoint(path, session.state())
-        final = session.final()
-        run.finish(final)
-    return final

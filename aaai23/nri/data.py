@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
-from aaai23.sample_data import is_sample
+from aaai23.harness.record import is_sample
+from aaai23.nri.config import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np
 
 _LOGGER = logging.getLogger(__name__)
 
-SPLITS = ("train", "valid", "test")
+
 REMAKE = "make the files anew with ./get_data.sh nri"
 
 

@@ -1,5 +1,12 @@
 """Neural Relational Inference as one module: logits of edges, a sampled graph, predictions along its edges.
 
+theta is `[B, E]`, one logit for each undirected edge (`--symmeterize_logits`) or for each directed one.
+
+AIMLE and I-MLE over trees see both directions of an edge, as the published settings do: their layer works on
+`to_directed(theta)`, and its solver reads one half and answers for both. Half of dy is then ignored, norms run over
+twice the entries, and each edge counts twice among the non-zero entries of g. `--undirected-theta` gives them theta
+itself, as all other methods and structures have it, for which nothing was published.
+
 Reference: T. Kipf, E. Fetaya, K.-C. Wang, M. Welling, R. Zemel, *Neural Relational Inference for Interacting
 Systems*, ICML 2018.
 """
@@ -7,51 +14,72 @@ Systems*, ICML 2018.
 from __future__ import annotations
 
 import math
-from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aaai23.methods import undo_mean_over_samples
-from aaai23.nri.methods import EdgeSampler, build_sampler
+from aaai23.methods import METHODS, Layer, undo_mean_over_samples
+from aaai23.nri import fast
+from aaai23.nri.config import NRIConfig
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
 from aaai23.nri.model import MLPDecoder, MLPEncoder, symmetrise, to_directed
+from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
+from aaai23.structures import Structure, any_edges, directed_spanning_trees, edge_subsets, spanning_trees
 
 
 class RelationalInference(nn.Module):
-    """An encoder, a sampler of edges and a decoder.
+    """An encoder, a layer that chooses edges, and a decoder.
 
     Args:
         encoder: positions `[B, n, T, dims]` -> logits of directed edges `[B, n(n-1)]`.
         decoder: positions, edges and prediction steps -> predicted frames `[B*S, n, T-1, dims]`.
-        sampler: theta `[B, E]` -> edges `[B*S, E]`.
+        structure: the graphs that there may be, over theta.
+        layer: theta -> edges `[B*S, E]`, in a pair with their log-densities `[B*S]` where there is a baseline.
         symmetric: theta holds one logit for both directions of an edge, the mean of the encoder's two.
         variance: of a predicted coordinate.
+        directed_layer: the layer sees `to_directed(theta)`, and its edges are directed.
         bernoulli: the divergence is that of single edges from fair coins, not of Gumbel utilities.
+        baseline: of the losses; see `aaai23.nri.score`.
     """
 
     def __init__(
         self,
         encoder: MLPEncoder,
         decoder: MLPDecoder,
-        sampler: EdgeSampler,
+        structure: Structure,
+        layer: Layer,
         symmetric: bool,
         variance: float,
+        directed_layer: bool = False,
         bernoulli: bool = False,
+        baseline: nn.Module | None = None,
     ):
         super().__init__()
-        self.encoder, self.decoder, self.sampler = encoder, decoder, sampler
-        self.symmetric, self.variance, self.bernoulli = symmetric, variance, bernoulli
+        self.encoder, self.decoder, self.layer, self.baseline = encoder, decoder, layer, baseline
+        self.structure, self.symmetric, self.variance = structure, symmetric, variance
+        self.directed_layer, self.bernoulli = directed_layer, bernoulli
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return theta, `[B, n(n-1)/2]` if symmetric, else `[B, n(n-1)]`."""
         directed = self.encoder(inputs)
         return symmetrise(directed, inputs.shape[1]) if self.symmetric else directed
 
+    def sample(
+        self, theta: Tensor, vertices: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the layer's edges `[B*S, E]`, and their log-densities `[B*S]` where there is a baseline."""
+        z = self.layer.sample(self.seen(theta, vertices), generator=generator)
+        return z if isinstance(z, tuple) else (z, None)
+
+    def seen(self, theta: Tensor, vertices: int) -> Tensor:
+        """Return theta as the layer sees it."""
+        return to_directed(theta, vertices) if self.directed_layer else theta
+
     def directed(self, edges: Tensor, vertices: int) -> Tensor:
-        """Return edges or logits as theta holds them, for both directions, `[B, n(n-1)]`."""
-        return to_directed(edges, vertices) if self.symmetric else edges
+        """Return edges or logits, undirected or directed, for both directions, `[B, n(n-1)]`."""
+        return edges if edges.shape[-1] == vertices * (vertices - 1) else to_directed(edges, vertices)
 
     def divergence(self, theta: Tensor, vertices: int) -> Tensor:
         """Return the KL divergence of the edges from their prior, per vertex, `[B]`."""
@@ -61,11 +89,13 @@ class RelationalInference(nn.Module):
     def loss(self, inputs: Tensor, prediction_steps: int) -> Tensor:
         """Return the negative evidence lower bound of `[B, n, T, dims]`, its mean over instances and samples."""
         theta = self.logits(inputs)
-        edges, log_prob = self.sampler(theta)
+        edges, log_prob = self.sample(theta, inputs.shape[1])
         samples = len(edges) // len(inputs)
         predicted = self.decoder(inputs, undo_mean_over_samples(edges, samples), prediction_steps)
-        frames = inputs[:, :, 1:].repeat_interleave(samples, dim=0)
-        nll = self.sampler.surrogate(nll_gaussian(predicted, frames, self.variance), log_prob, inputs)
+        nll = nll_gaussian(predicted, inputs[:, :, 1:].repeat_interleave(samples, dim=0), self.variance)
+        if self.baseline is not None:
+            assert log_prob is not None
+            nll = surrogate(nll, log_prob, self.baseline, inputs)
         return nll.mean() + self.divergence(theta, inputs.shape[1]).mean()
 
 
@@ -76,13 +106,37 @@ def kl_bernoulli(theta: Tensor, vertices: int) -> Tensor:
     return (math.log(2.0) - entropy).sum(dim=-1) / vertices
 
 
-def build(args: Namespace) -> RelationalInference:
-    """Return the untrained networks around the method that the command line names."""
-    encoder = MLPEncoder(args.timesteps * args.dims, args.encoder_hidden, args.encoder_dropout, args.factor)
-    hidden = args.decoder_hidden
-    decoder = MLPDecoder(
-        args.dims, args.edge_types, hidden, hidden, hidden, args.decoder_dropout, skip_first=args.skip_first
+STRUCTURES: dict[str, Callable[[NRIConfig], Structure]] = {
+    "tree": lambda config: spanning_trees(config.num_vertices, config.max_range),
+    "topk": lambda config: edge_subsets(config.num_vertices, directed=not config.symmeterize_logits),
+    "indep": lambda config: any_edges(config.num_vertices),
+}
+
+
+def build(config: NRIConfig) -> RelationalInference:
+    """Return the untrained networks around the method that is asked for."""
+    encoder = fast.MLPEncoder(
+        config.timesteps * config.dims, config.encoder_hidden, config.encoder_dropout, config.factor
     )
+    decoder = fast.MLPDecoder(config.dims, config.decoder_hidden, config.decoder_dropout, config.skip_first)
+    structure = STRUCTURES[config.sst](config)
+    directed = config.directed_theta
+    seen = directed_spanning_trees(config.num_vertices, config.max_range) if directed else structure
     return RelationalInference(
-        encoder, decoder, build_sampler(args), args.symmeterize_logits, args.var, not args.use_gumbels_for_kl
+        encoder,
+        decoder,
+        structure,
+        METHODS[config.chosen_method](seen, config),
+        config.symmeterize_logits,
+        config.var,
+        directed,
+        not config.use_gumbels_for_kl,
+        baseline_of(config),
     )
+
+
+def baseline_of(config: NRIConfig) -> nn.Module | None:
+    """Return the baseline of the losses, None for a method that has none."""
+    if config.use_nvil:
+        return NVILBaseline(config.num_vertices * config.timesteps * config.dims, config.ema_for_loss)
+    return BASELINES[config.reinforce_baseline](config.ema_for_loss) if config.use_reinforce else None

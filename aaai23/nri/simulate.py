@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aaai23.errors import UsageError
-from aaai23.sample_data import MARKER, claim_folder
+from aaai23.harness.record import MARKER, claim_folder
 
 SPLITS = ("train", "valid", "test")
 SIZES = (50_000, 10_000, 10_000)

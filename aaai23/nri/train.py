@@ -1,205 +1,169 @@
-"""One seed of Neural Relational Inference: train, keep the best weights on validation graphs, measure them."""
+"""Neural Relational Inference: train one seed, keep the best weights on validation graphs, measure them."""
 
 from __future__ import annotations
 
 import logging
-import math
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from aaai23.arguments import config_of
-from aaai23.nri.data import SPLITS, Layouts
+from aaai23.harness.record import Identity
+from aaai23.harness.run import Best, Run, epoch_order, loss_values, seed_everything
+from aaai23.harness.shell import progress
+from aaai23.methods import beta_of
+from aaai23.nri import trial
+from aaai23.nri.config import SPLITS, NRIConfig
+from aaai23.nri.data import Layouts
 from aaai23.nri.evaluate import measure, named
 from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.model import to_directed
-from aaai23.nri.picture import adjacency, draw_curves, draw_graphs, infer
-from aaai23.nri.settings import NOT_COMPARED, PROJECT, method_name
-from aaai23.nri.trial import (
-    CHECKPOINT,
-    load_weights,
-    refuse_another,
-    save_weights,
-    trial_folder,
-    write_config,
-    write_measurements,
-)
-from aaai23.run import (
-    Run,
-    accelerate,
-    earlier_state,
-    epoch_order,
-    loss_values,
-    progress,
-    random_state,
-    record_path,
-    save_checkpoint,
-    seed_everything,
-    set_random_state,
-)
+from aaai23.nri.plots import adjacency, draw_curves, draw_graphs, infer
+from aaai23.speed.precision import accelerate
 
+PROJECT = "aimle-nri"
 REMEDY = "lower --lr, --imle-lambda or --imle-noise-temperature"
 
 
-class Session:
-    """The state of one seed's training: what a checkpoint holds.
+def run_seed(
+    identity: Identity,
+    config: NRIConfig,
+    data: Mapping[str, Layouts],
+    folder: Path,
+    device: torch.device,
+    log: logging.Logger,
+) -> Mapping[str, Any]:
+    """Train and measure one seed; returns its final metrics.
 
     Args:
-        args: the parsed command line.
+        identity: who the run is.
+        config: its settings.
         data: graphs for training, validation and test.
-        trial: the folder of the trial.
+        folder: of the trial, which is written from the run.
         device: where to compute.
+        log: gets a line for each evaluation.
+    """
+    trial.check(folder, identity)
+    seed_everything(config.seed)
+    train, validation, test = (data[name].to(device) for name in SPLITS)
+    model = build(config).to(device)
+    networks = {"encoder": model.encoder, "decoder": model.decoder}
+    accelerate(networks.values(), config.precision, device)
+    optimiser = optimiser_of(model, config)
+    best, batches = Best(model), Batches(config, optimiser, train)
+    tags = (config.target, f"T{config.timesteps}")
+    with Run(
+        identity, config, project=PROJECT, step_name="iteration", describe=lambda it: [line(it)], log=log, tags=tags
+    ) as run:
+        trial.begin(folder, identity)
+        for stop in run.steps(evaluations(config), model=model, optimiser=optimiser, best=best):
+            start = stop if run.behind is None else run.behind
+            losses = train_steps(model, optimiser, batches, start, stop, config, log)
+            run.log(loss_mean=losses.mean() if len(losses) else None)
+            run.log(loss_std=losses.std(correction=0) if len(losses) else None)
+            run.log(**evaluate(model, train, validation, config), beta=beta_of(model.layer))
+            run.log(lr=optimiser.param_groups[0]["lr"])
+            if run.entry["val_elbo"] is None:
+                raise FloatingPointError(f"the validation bound is not finite at iteration {stop}; {REMEDY}")
+            if best.update(-run.entry["val_elbo"] if config.save_best_model else -stop):
+                trial.save_weights(folder, networks)
+            history = [*run.history, {"iteration": stop, **run.entry}]
+            trial.write_measurements(folder, history, map(line, history))
+        best.restore()
+        trial.save_weights(folder, networks)  # a resumed run may have another folder than the one that found them
+        final = named(measure(model, validation, config, config.seed), "val")
+        final |= named(measure(model, test, config, config.seed, reading=final["edge_reading"]), "test")
+        draw_pictures(identity, model, test, run.history, final["edge_reading"])
+        run.finish(**final)
+    return run.final
+
+
+def evaluations(config: NRIConfig) -> Iterator[int]:
+    """Yield the iterations at which the model is measured: 0, every `eval_every`, and the last."""
+    yield from range(0, config.last, config.eval_every)
+    yield config.last
+
+
+class Batches:
+    """Batches of training positions by iteration; each epoch has an order, and a learning rate, of its own.
+
+    A last batch that is not full is left to another epoch's order.
     """
 
-    def __init__(self, args: Namespace, data: Mapping[str, Layouts], trial: Path, device: torch.device):
-        seed_everything(args.seed)
-        self.args, self.trial = args, trial
-        self.train, self.validation, self.test = (data[name].to(device) for name in SPLITS)
-        self.model = build(args).to(device)
-        accelerate(self.networks.values(), args.precision, device)
-        self.optimiser = optimiser_of(self.model, args)
-        self.last = min(args.num_iterations, args.max_steps or args.num_iterations)
-        self.iteration, self.epoch = 0, -1
-        self.batches: tuple[Tensor, ...] = ()
-        self.history: list[dict[str, Any]] = []
-        self.best_elbo = -math.inf
+    def __init__(self, config: NRIConfig, optimiser: torch.optim.Optimizer, train: Layouts):
+        self.config, self.optimiser, self.positions = config, optimiser, train.positions
+        self.per_epoch = max(1, len(train) // config.batch_size)
+        self.epoch, self.order = -1, torch.empty(0)
 
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What is kept for evaluation, by the names of the files."""
-        return {"encoder": self.model.encoder, "decoder": self.model.decoder}
-
-    def state(self) -> dict[str, Any]:
-        """Return all that is needed to continue to the same figures."""
-        return {
-            "config": config_of(self.args),
-            "iteration": self.iteration,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best_elbo": self.best_elbo,
-            "history": self.history,
-            "random": random_state(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration, self.best_elbo, self.history = state["iteration"], state["best_elbo"], state["history"]
-        set_random_state(state["random"])
-
-    def done(self) -> bool:
-        """Whether all iterations are behind and measured."""
-        return self.iteration >= self.last and bool(self.history)
-
-    def next_evaluation(self, log: logging.Logger) -> dict[str, Any]:
-        """Train up to the next evaluation, the first being that of the untrained model; returns its figures.
-
-        Raises:
-            FloatingPointError: a loss or the validation bound is NaN or infinite.
-        """
-        losses: list[float] = []
-        if self.history:
-            every = self.args.eval_every
-            stop = min(self.last, (self.iteration // every + 1) * every)
-            losses = self.train_until(stop, log if self.args.verbose else None)
-        figures = self.figures(losses)
-        if not math.isfinite(figures["val_elbo"]):
-            raise FloatingPointError(f"the validation bound is not finite at iteration {self.iteration}; {REMEDY}")
-        better = figures["val_elbo"] > self.best_elbo
-        self.best_elbo = max(self.best_elbo, figures["val_elbo"])
-        if better or not self.args.save_best_model:
-            save_weights(self.trial, {name: network.state_dict() for name, network in self.networks.items()})
-        return figures
-
-    def train_until(self, stop: int, log: logging.Logger | None) -> list[float]:
-        """Train until iteration `stop`; returns the loss of each step, and logs each where `log` is given.
-
-        Nothing waits for the device before the last step.
-
-        Raises:
-            FloatingPointError: a loss is NaN or infinite.
-        """
-        self.model.train()
-        losses = []
-        with torch.autograd.set_detect_anomaly(log is not None):
-            for _ in progress(range(self.iteration, stop), f"iterations to {stop}/{self.last}"):
-                losses.append(self.step())
-                if log:
-                    log.info(f"Iteration {self.iteration}\tLoss value: {losses[-1].item():.4f}")
-        return loss_values(losses, f"before iteration {stop}", REMEDY)
-
-    def step(self) -> Tensor:
-        """Train on the next batch; returns its loss, still on the device."""
-        epoch, place = divmod(self.iteration, max(1, len(self.train) // self.args.batch_size))
+    def __call__(self, iteration: int) -> Tensor:
+        """Return positions `[B, n, T, dims]`."""
+        epoch, place = divmod(iteration, self.per_epoch)
         if epoch != self.epoch:
-            self.begin_epoch(epoch)
-        loss = self.model.loss(self.train.positions[self.batches[place]], self.args.prediction_steps)
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        self.iteration += 1
-        return loss.detach()
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Shuffle, and set the learning rate; a last batch that is not full is left to another epoch's order."""
-        self.epoch = epoch
-        order = epoch_order(len(self.train), self.args.seed, epoch).to(self.train.positions.device)
-        self.batches = order.split(self.args.batch_size)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.args.lr * self.args.gamma ** (epoch // self.args.lr_decay)
-
-    def figures(self, losses: list[float]) -> dict[str, Any]:
-        """Return the figures of an evaluation for the record."""
-        spread = torch.tensor(losses, dtype=torch.float64)
-        figures: dict[str, Any] = {
-            "loss_mean": spread.mean().item() if losses else None,
-            "loss_std": spread.std(correction=0).item() if losses else None,
-        }
-        seed, edges = self.args.seed, self.args.log_edge_metric_val
-        validation = measure(self.model, self.validation, self.args, seed, edges=edges)
-        figures.update(named(validation, "val"))
-        if self.args.log_edge_metric_train:
-            reading = validation.get("edge_reading")
-            found = measure(self.model, self.some_training_graphs(), self.args, seed, bound=False, reading=reading)
-            figures.update(named(found, "train"))
-        figures["beta"] = self.model.sampler.beta
-        figures["lr"] = self.optimiser.param_groups[0]["lr"]
-        return figures
-
-    def some_training_graphs(self) -> Layouts:
-        """Return as many training graphs as there are for validation."""
-        count = len(self.validation)
-        return Layouts(self.train.positions[:count], self.train.edges[:count])
-
-    def final(self) -> dict[str, Any]:
-        """Return the figures of the weights that were kept, which stay loaded."""
-        load_weights(self.trial, self.networks)
-        final: dict[str, Any] = {}
-        for name, split in (("val", self.validation), ("test", self.test)):
-            reading = final.get("edge_reading")  # of the validation graphs, which come first
-            final.update(named(measure(self.model, split, self.args, self.args.seed, reading=reading), name))
-        return final
+            self.epoch = epoch
+            self.order = epoch_order(len(self.positions), self.config.seed, epoch).to(self.positions.device)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.config.lr * self.config.gamma ** (epoch // self.config.lr_decay)
+        return self.positions[self.order.split(self.config.batch_size)[place]]
 
 
-def optimiser_of(model: RelationalInference, args: Namespace) -> torch.optim.Optimizer:
+def train_steps(
+    model: RelationalInference,
+    optimiser: torch.optim.Optimizer,
+    batches: Batches,
+    start: int,
+    stop: int,
+    config: NRIConfig,
+    log: logging.Logger,
+) -> Tensor:
+    """Train from one iteration to another; returns the loss of each step, float64 on the CPU.
+
+    Nothing waits for the device before the last step.
+
+    Raises:
+        FloatingPointError: a loss is NaN or infinite.
+    """
+    model.train()
+    losses = []
+    with torch.autograd.set_detect_anomaly(config.verbose):
+        for iteration in progress(range(start, stop), f"iterations to {stop}/{config.last}"):
+            loss = model.loss(batches(iteration), config.prediction_steps)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+            if config.verbose:
+                log.info(f"Iteration {iteration + 1}\tLoss value: {loss.item():.4f}")
+    values = loss_values(losses, f"before iteration {stop}", REMEDY) if losses else []
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def evaluate(model: RelationalInference, train: Layouts, validation: Layouts, config: NRIConfig) -> dict[str, Any]:
+    """Return the metrics of an evaluation for the record."""
+    found = named(measure(model, validation, config, config.seed, edges=config.log_edge_metric_val), "val")
+    if config.log_edge_metric_train:
+        count = len(validation)
+        some = Layouts(train.positions[:count], train.edges[:count])
+        reading = found.get("edge_reading")
+        found |= named(measure(model, some, config, config.seed, bound=False, reading=reading), "train")
+    return found
+
+
+def optimiser_of(model: RelationalInference, config: NRIConfig) -> torch.optim.Optimizer:
     """Return Adam over the networks, each with its weight decay; one kernel for all, wherever torch has it."""
-    groups = [
-        {"params": list(model.encoder.parameters()), "weight_decay": args.enc_weight_decay},
-        {"params": list(model.decoder.parameters()), "weight_decay": args.dec_weight_decay},
-        {"params": list(model.sampler.parameters())},  # of a learned baseline; none for most methods
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.encoder.parameters()), "weight_decay": config.enc_weight_decay},
+        {"params": list(model.decoder.parameters()), "weight_decay": config.dec_weight_decay},
+        {"params": list(model.baseline.parameters()) if model.baseline is not None else []},
     ]
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=args.lr, fused=True)
+    return torch.optim.Adam([group for group in groups if group["params"]], lr=config.lr, fused=True)
 
 
-def describe(figures: Mapping[str, Any], split: str) -> str:
+def describe(metrics: Mapping[str, Any], split: str) -> str:
     """Return what was measured on a split, val or test, as a part of a line."""
     shown = ("elbo", "elbo_sampled", "nll", "kl", "mse", "acc", "precision", "recall")
-    return " ".join(f"{key} {figures[f'{split}_{key}']:.6g}" for key in shown if f"{split}_{key}" in figures)
+    return " ".join(f"{key} {metrics[f'{split}_{key}']:.6g}" for key in shown if f"{split}_{key}" in metrics)
 
 
 def line(entry: Mapping[str, Any]) -> str:
@@ -209,65 +173,17 @@ def line(entry: Mapping[str, Any]) -> str:
     return f"Iteration {entry['iteration']}{loss}\tValidation {describe(entry, 'val')}{beta}"
 
 
-def run_seed(
-    args: Namespace, data: Mapping[str, Layouts], device: torch.device, log: logging.Logger
-) -> Mapping[str, Any]:
-    """Train and measure one seed, with its record, trial folder, pictures and W&B mirror; returns the final figures.
-
-    Args:
-        args: the parsed command line, with a name and an experiments folder.
-        data: graphs for training, validation and test.
-        device: where to compute.
-        log: gets a line for each evaluation.
-
-    Raises:
-        UsageError: the trial's folder or the record belongs to other settings.
-    """
-    trial, record = trial_folder(args), record_path(args.results_dir, "nri", args.name, args.seed)
-    refuse_another(trial, config_of(args))
-    state = earlier_state(args, record, trial / CHECKPOINT, config_of(args), NOT_COMPARED)
-    session = Session(args, data, trial, device)
-    if state is not None:
-        session.restore(state)
-    run = Run(
-        "nri",
-        args.name,
-        args.seed,
-        config_of(args),
-        results_dir=args.results_dir,
-        sample_data=data["train"].sample_data,
-        step_name="iteration",
-        history=session.history,
-        ignore=NOT_COMPARED,
-        wandb_project=PROJECT,
-        wandb_name=f"{method_name(args)}-{args.seed}",
-        wandb_tags=("nri", method_name(args), args.aimle_target, f"T{args.timesteps}"),
-    )
-    with run:
-        write_config(trial, config_of(args))
-        while not session.done():
-            figures = session.next_evaluation(log)
-            run.log(session.iteration, figures)
-            session.history = run.history
-            save_checkpoint(trial / CHECKPOINT, session.state())
-            write_measurements(trial, run.history, map(line, run.history))
-            log.info(line(run.history[-1]))
-        final = session.final()
-        draw_pictures(run.path, session, final["edge_reading"])
-        run.finish(final)
-    return final
-
-
-def draw_pictures(record: Path, session: Session, reading: str) -> None:
-    """Draw ten test graphs and the curves beside the record, as `seed<seed>_graphs.png` and `seed<seed>_curves.png`."""
-    test = session.test
-    title = f"{record.parent.name}, seed {session.args.seed}" + (", sample data" if test.sample_data else "")
+def draw_pictures(
+    identity: Identity, model: RelationalInference, test: Layouts, history: list[dict[str, Any]], reading: str
+) -> None:
+    """Draw ten test graphs and the curves beside the record."""
+    title = f"{identity.name}, seed {identity.seed}" + (", sample data" if identity.sample_data else "")
     positions, vertices = test.positions[:10], test.positions.shape[1]
     draw_graphs(
-        record.with_name(f"{record.stem}_graphs.png"),
+        identity.file("_graphs.png"),
         positions[:, :, -1],
         adjacency(to_directed(test.edges[:10], vertices), vertices),
-        infer(session.model, positions, reading),
+        infer(model, positions, reading),
         f"{title}: ten test graphs, last frame",
     )
-    draw_curves(record.with_name(f"{record.stem}_curves.png"), session.history, title)
+    draw_curves(identity.file("_curves.png"), history, title)

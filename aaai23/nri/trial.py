@@ -1,18 +1,17 @@
-"""Trials: the folder of one trained seed inside an experiments folder.
+"""Trials: the released program's folder of one trained seed, written from a run and read by `--mode eval` alone.
 
 experiments/<experiments_folder>/lr{lr}_temp{temp}_encwd{wd}_decwd{wd}_{seed}/
-    train_config.json                 the settings
+    train_config.json                 seed, settings and data of the run
     encoder.pt, decoder.pt            the weights to evaluate
-    checkpoint.pt                     what --resume continues from
     log.txt                           a line for each evaluation
-    train_and_val_measurements.pkl    the same figures, a list of dicts for other programs; not read here
+    train_and_val_measurements.pkl    the same metrics, a list of dicts for other programs; not read here
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import pickle
-from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,38 +19,37 @@ from typing import Any
 
 from torch import nn
 
-from aaai23.checkpoint import load_checkpoint, save_checkpoint
 from aaai23.errors import UsageError
-from aaai23.nri.settings import NOT_COMPARED
-from aaai23.record import check_same_config, plain, read_settings, write_atomically
+from aaai23.harness.record import Identity, difference, plain, write_atomically
+from aaai23.harness.run import load, origin, save
+from aaai23.nri.config import ROOT, NRIConfig
 
-ROOT = Path("experiments")
-CONFIG, CHECKPOINT, LOG = "train_config.json", "checkpoint.pt", "log.txt"
-MEASUREMENTS = "train_and_val_measurements.pkl"
-
-
-def experiments_folder(args: Namespace) -> Path:
-    """Return the folder of the trials."""
-    return ROOT / args.experiments_folder
+CONFIG, LOG, MEASUREMENTS = "train_config.json", "log.txt", "train_and_val_measurements.pkl"
 
 
-def trial_folder(args: Namespace) -> Path:
+def experiments_folder(config: NRIConfig, name: str) -> Path:
+    """Return the folder of the trials of a run."""
+    return ROOT / (config.experiments_folder or f"../exp_nri/{name}")
+
+
+def trial_folder(config: NRIConfig, run: Identity) -> Path:
     """Return the folder of this trial, which may not exist yet.
 
     With `--experiment_name` and `--add_timestamp True` it ends in the time of the start; then `--resume` finds the
-    latest one that has a checkpoint.
+    latest one of this run.
     """
-    parent = experiments_folder(args)
-    if args.experiment_name is None:
-        decay = f"encwd{args.enc_weight_decay}_decwd{args.dec_weight_decay}"
-        return parent / f"lr{args.lr}_temp{args.temp}_{decay}_{args.seed}"
-    if not args.add_timestamp:
-        return parent / args.experiment_name
-    if args.resume:
-        started = sorted(path.parent for path in parent.glob(f"{args.experiment_name}_*/{CHECKPOINT}"))
+    parent = experiments_folder(config, run.name)
+    if config.experiment_name is None:
+        decay = f"encwd{config.enc_weight_decay}_decwd{config.dec_weight_decay}"
+        return parent / f"lr{config.lr}_temp{config.temp}_{decay}_{config.seed}"
+    if not config.add_timestamp:
+        return parent / config.experiment_name
+    if config.resume:
+        named = (path.parent for path in parent.glob(f"{glob.escape(config.experiment_name)}_*/{CONFIG}"))
+        started = sorted(trial for trial in named if difference(read_config(trial), run) is None)
         if started:
             return started[-1]
-    return parent / f"{args.experiment_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return parent / f"{config.experiment_name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def find_trials(folder: Path) -> list[Path]:
@@ -66,53 +64,62 @@ def find_trials(folder: Path) -> list[Path]:
     return trials
 
 
-def write_config(trial: Path, config: Mapping[str, Any]) -> None:
-    """Write the settings of a trial; a folder that cannot be written shows before hours of work."""
-    write_atomically(trial / CONFIG, (json.dumps(plain(config, words=True), indent=1, sort_keys=True) + "\n").encode())
+def check(trial: Path, run: Identity) -> None:
+    """See before hours of work that the folder can be written, and that no other run's trial is in it.
+
+    Raises:
+        UsageError: it cannot, or there is one.
+    """
+    if (trial / CONFIG).exists():
+        problem = difference(read_config(trial), run)
+        if problem:
+            raise UsageError(f"the trial {trial} stays: {problem}; choose another --experiments_folder")
+    probe = trial / ".probe"
+    write_atomically(probe, b"")
+    probe.unlink()
+
+
+def begin(trial: Path, run: Identity) -> None:
+    """Write whose trial this is."""
+    write_atomically(trial / CONFIG, (json.dumps(plain(origin(run)), indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_config(trial: Path) -> dict[str, Any]:
-    """Return the settings of a trial.
+    """Return whose trial this is: seed, settings, data.
 
     Raises:
         UsageError: the file is broken.
     """
+    remedy = "move the trial away or train it again"
     try:
         config = json.loads((trial / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{trial / CONFIG} is no whole JSON file; move the trial away or train it again") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{trial / CONFIG} holds no settings; move the trial away or train it again")
-    return read_settings(config)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{trial / CONFIG} is no whole JSON file; {remedy}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+        raise UsageError(f"{trial / CONFIG} holds no settings; {remedy}")
+    return config
 
 
-def refuse_another(trial: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to replace a trial that was trained with another seed, other settings or other data.
-
-    Raises:
-        UsageError: the folder holds one.
-    """
-    if (trial / CONFIG).exists():
-        remedy = "choose another --experiments_folder or --experiment_name"
-        compared = [key for key in NOT_COMPARED if key != "seed"]
-        check_same_config(read_config(trial), config, compared, what=f"the trial {trial}", remedy=remedy)
-
-
-def check_config(trial: Path, now: Mapping[str, Any], compared: Iterable[str]) -> None:
-    """Check that a trial was trained with the same settings, as far as `compared` names them.
+def check_config(trial: Path, run: Identity, compared: Iterable[str]) -> dict[str, Any]:
+    """Return whose trial this is, if it was trained with the same settings, as far as `compared` names them.
 
     Raises:
         UsageError: it was not; the message names the differences.
     """
-    saved, keys = read_config(trial), set(compared)
-    ignored = {key for key in (*saved, *now) if key not in keys}
-    check_same_config(saved, now, ignored, what=f"the trial {trial}", remedy="give the flags it was trained with")
+    found = read_config(trial)
+    pairs = [(key, *(it.get(key, run.defaults[key]) for it in (found["settings"], run.settings))) for key in compared]
+    differing = [f"{key} {was!r} (now {it!r})" for key, was, it in pairs if was != it]
+    if differing:
+        raise UsageError(
+            f"the trial {trial} has other settings: {', '.join(differing[:5])}; give the flags it was trained with"
+        )
+    return found
 
 
-def save_weights(trial: Path, weights: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `encoder.pt` and `decoder.pt` from the state dicts of those names."""
-    for name, state in weights.items():
-        save_checkpoint(trial / f"{name}.pt", dict(state))
+def save_weights(trial: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Write `encoder.pt` and `decoder.pt` from the networks of those names."""
+    for name, network in networks.items():
+        save(trial / f"{name}.pt", network.state_dict())
 
 
 def load_weights(trial: Path, networks: Mapping[str, nn.Module]) -> None:
@@ -125,7 +132,7 @@ def load_weights(trial: Path, networks: Mapping[str, nn.Module]) -> None:
         path = trial / f"{name}.pt"
         if not path.is_file():
             raise UsageError(f"{path} is missing: this trial has no weights to evaluate; train it")
-        state = load_checkpoint(path)
+        state = load(path)
         try:
             network.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -133,6 +140,6 @@ def load_weights(trial: Path, networks: Mapping[str, nn.Module]) -> None:
 
 
 def write_measurements(trial: Path, history: Iterable[Mapping[str, Any]], lines: Iterable[str]) -> None:
-    """Write the figures of all evaluations so far, and the log's lines for them."""
+    """Write the metrics of all evaluations so far, and the log's lines for them."""
     write_atomically(trial / MEASUREMENTS, pickle.dumps([dict(entry) for entry in history], protocol=4))
     write_atomically(trial / LOG, "".join(f"{line}\n" for line in lines).encode())

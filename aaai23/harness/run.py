@@ -1,0 +1,499 @@
+"""One seed, one run, one place: its steps, its log, its record, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import random
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from aaai23.errors import UsageError
+from aaai23.harness.config import Config
+from aaai23.harness.record import (
+    Identity,
+    Record,
+    device_name,
+    difference,
+    environment,
+    metrics,
+    one_line,
+    plain,
+    read_record,
+    write_atomically,
+    write_record,
+)
+from aaai23.harness.tracking import Tracker
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """What a checkpoint can keep: a module, an optimiser, `Best`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Restore the state."""
+        ...
+
+
+class Best:
+    """The weights of the best step so far, by a metric of which less is better."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.value = model, math.inf
+        self.weights: dict[str, Any] = {}
+
+    def update(self, value: float) -> bool:
+        """Keep the model's weights of now if the value is the least so far; returns whether it is."""
+        better = value < self.value
+        if better or not self.weights:
+            self.value = min(value, self.value)
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return better
+
+    def restore(self) -> None:
+        """Load the best weights into the model."""
+        self.model.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        return {"value": self.value, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state."""
+        self.value, self.weights = state_dict["value"], state_dict["weights"]
+
+
+class Run:
+    """One seed's run: steps that are behind are not taken again, and what each step logs is kept at once.
+
+        with Run(identity, config, project="beeradv-aaai23") as run:
+            for epoch in run.steps(range(1, epochs + 1), model=model, optimiser=optimiser):
+                run.log(loss_mean=train_epoch(model))
+            run.finish(best_val_mse=0.9)
+
+    After the body of a step, its metrics are in the record, W&B and the log, and the state is in the checkpoint. With
+    `--resume` a run continues from there to the metrics of one that never stopped. An exception in the block leaves the
+    record with status failed and the error in one line; Ctrl-C reads "interrupted". It goes on to the caller.
+
+    Args:
+        identity: who the run is.
+        config: how it was started, and the defaults of its settings.
+        project: W&B's project.
+        step_name: what the history calls a step.
+        describe: makes the lines of the log from an entry of the history.
+        log: gets them.
+        tags: W&B's, beside task and method.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: Config,
+        *,
+        project: str,
+        step_name: str = "epoch",
+        describe: Callable[[Mapping[str, Any]], Iterable[str]] = lambda entry: (),
+        log: logging.Logger = _LOGGER,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.identity, self.config, self.step_name = identity, config, step_name
+        self._describe, self._log = describe, log
+        self._wandb: dict[str, Any] = {
+            "project": project,
+            "name": f"{config.chosen_method}-{identity.seed}",
+            "group": identity.name,
+            "tags": (identity.task, config.chosen_method, *tags),
+        }
+        self._tracker = Tracker()
+        self._entry: dict[str, Any] | None = None
+        self._lock = FileLock(identity.file(".lock"))
+        self._checkpoint: dict[str, Any] | None = None
+        self.record = Record(
+            task=identity.task,
+            name=identity.name,
+            seed=identity.seed,
+            method=identity.method,
+            sample_data=identity.sample_data,
+            settings=dict(identity.settings),
+            data=identity.data,
+        )
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What this step has logged so far."""
+        return dict(self._entry or {})
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The final metrics of a run that is finished."""
+        return dict(self.record.final or {})
+
+    @property
+    def behind(self) -> int | None:
+        """The last step that is behind, None if there is none."""
+        return self.history[-1][self.step_name] if self.history else None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged, an entry a step."""
+        return self.record.history
+
+    # ---- start and end
+
+    def __enter__(self) -> Self:
+        """Take the run's place, read what an earlier start has left there, write the first record, open W&B's run.
+
+        Raises:
+            UsageError: another run lies there or is at work there, or an earlier start's work would be lost.
+        """
+        self._take_lock()
+        try:
+            earlier = self._earlier()
+            self._start_clock(earlier if self._checkpoint else None)
+            launch = {**self.config.launch(), "command": shlex.join(sys.argv), "environment": environment()}
+            self.record.launch = plain(launch)
+            self._write()
+            self._start_tracker()
+        except BaseException:  # Ctrl-C while W&B waits for its server
+            if self.record.launch:
+                self.__exit__(*sys.exc_info())
+            else:
+                self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write how the run ended, and close W&B's run, which prints its summary."""
+        try:
+            if self.record.status == "running":
+                reason = "ended before its final metrics" if error is None else one_line(error)
+                self.record.status, self.record.error = "failed", reason
+                self._write()
+        except (UsageError, OSError):
+            if error is None:
+                raise  # else the first error is the one to show
+        finally:
+            self._tracker.close(0 if self.record.status == "finished" else 1)
+            self._leave()
+
+    def finish(self, **final: Any) -> None:
+        """Say that the run is finished, with its final metrics."""
+        self.record.status, self.record.final = "finished", metrics(final)
+        self._write()
+        self._tracker.summarise(self.record.final)
+
+    # ---- steps
+
+    def steps(self, steps: Iterable[int], **parts: Stateful) -> Iterator[int]:
+        """Yield the steps that are not behind, in order; after each body keep what it logged, and the state.
+
+        Args:
+            steps: numbers that rise.
+            parts: by name, what has a state: networks, optimisers, `Best`.
+
+        Raises:
+            UsageError: the checkpoint does not hold the state of these parts.
+            OSError: the disk is full.
+        """
+        behind = self._restore(parts)
+        for step in steps:
+            if behind is not None and step <= behind:
+                continue
+            self._entry = None
+            yield step
+            self.record.history.append({self.step_name: step, **(self._entry or {})})
+            self._write()
+            self._mirror(self.history[-1])
+            for line in self._describe(self.history[-1]):
+                self._log.info(line)
+            self._keep(step, parts)
+
+    def log(self, **values: Any) -> None:
+        """Give metrics, numbers or tensors of one number, to the entry of this step."""
+        self._entry = {**(self._entry or {}), **metrics(values)}
+
+    def _keep(self, step: int, parts: Mapping[str, Stateful]) -> None:
+        state = {
+            "step": step,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "history": self.history,
+            "random": random_state(),
+            **origin(self.identity),
+        }
+        save(self.identity.file(".pt"), state)
+
+    def _restore(self, parts: Mapping[str, Stateful]) -> int | None:
+        """Load the checkpoint that was found, and return the step after which it was made."""
+        state, self._checkpoint = self._checkpoint, None
+        if state is None:
+            return None
+        path = self.identity.file(".pt")
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state["parts"][name])
+            set_random_state(state["random"])
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"{path} does not hold the state of this run: {one_line(error)}; --again starts anew"
+            ) from error
+        return int(state["step"])
+
+    # ---- what an earlier start has left
+
+    def _take_lock(self) -> None:
+        try:
+            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process is at work on {self.identity.file('.json')}: wait for it, or choose another --name"
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write into {self.identity.folder}: {error.strerror}; choose another --results-dir"
+            ) from error
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            Path(self._lock.lock_file).unlink()  # before the release: who waits on this file sees that it has gone
+        self._lock.release()
+
+    def _earlier(self) -> Record | None:
+        """Return the record of an earlier start, and note its checkpoint if the run is to go on from there."""
+        path, checkpoint = self.identity.file(".json"), self.identity.file(".pt")
+        if self.config.again:
+            checkpoint.unlink(missing_ok=True)
+            return None
+        state = load(checkpoint) if checkpoint.exists() else None
+        earlier = read_record(path) if path.exists() else None
+        for found, where in ((earlier, path), (state, checkpoint)):
+            problem = difference(found, self.identity) if found is not None else None
+            if problem:
+                raise UsageError(f"{where} stays: {problem}; choose another --name, or --again to replace it")
+        if earlier is not None and earlier.sample_data != self.identity.sample_data:
+            raise UsageError(f"{path} stays: it is of other data; choose another --name, or --again to replace it")
+        entries = state["history"] if state is not None else earlier.history if earlier is not None else []
+        if not entries:
+            return earlier
+        if not self.config.resume:
+            raise UsageError(
+                f"{checkpoint if state is not None else path} holds {len(entries)} entries of an earlier start: "
+                "--resume goes on from there, --again starts anew"
+            )
+        if state is None:
+            if earlier is not None and earlier.status == "finished":
+                raise UsageError(f"there is no checkpoint {checkpoint} to go on from: --again starts anew")
+            _LOGGER.warning("there is no checkpoint %s: starting from the beginning", checkpoint)
+        else:
+            self._checkpoint, self.record.history = state, list(state["history"])
+        return earlier
+
+    # ---- record and W&B
+
+    def _start_clock(self, earlier: Record | None) -> None:
+        """Start the clock, or for a resumed run continue that of its record."""
+        timing = earlier.timing if earlier is not None else {}
+        self._clock = time.monotonic() - float(timing.get("seconds", 0.0))
+        self.record.timing["started"] = timing.get("started", _now())
+
+    def _write(self) -> None:
+        seconds = round(time.monotonic() - self._clock, 3)
+        self.record.timing.update(updated=_now(), seconds=seconds)
+        self.record.launch["environment"]["device"] = device_name()  # the GPU shows once it is in use
+        write_record(self.identity.file(".json"), self.record)
+
+    def _start_tracker(self) -> None:
+        who = self.identity
+        fixed = {key: value for key, value in who.settings.items() if key not in who.lengths}
+        digest = hashlib.sha256(json.dumps([who.name, who.seed, fixed, who.data]).encode()).hexdigest()[:12]
+        config = {**who.settings, "seed": who.seed, "sample_data": who.sample_data}
+        self._tracker.start(run_id=f"{who.task}-{digest}", config=config, **self._wandb)
+        for entry in self.history:
+            self._mirror(entry)
+
+    def _mirror(self, entry: Mapping[str, Any]) -> None:
+        values = {key: value for key, value in entry.items() if key != self.step_name}
+        self._tracker.log(entry[self.step_name], values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# ---- what training loops share
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, torch (CPU and GPUs) and, if it is in use, numpy."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device called "cpu" or "cuda"; for "auto" the GPU if there is one.
+
+    Raises:
+        UsageError: "cuda" on a machine without a usable GPU, or another name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: choose auto, cpu or cuda")
+    available = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda: torch finds no usable GPU here; use --device cpu or auto")
+    return torch.device("cuda" if available else "cpu")
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """Return a permutation of 0..n-1, int64 [n], that depends on `seed` and `epoch` alone.
+
+    No global generator is read or moved, so a resumed run sees the order that it would have seen.
+    """
+    mixed = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7]))
+    return torch.randperm(n, generator=generator)
+
+
+def batches_of(n: int, batch_size: int, epochs: int, max_iterations: int | None) -> dict[int, int]:
+    """Return the number of batches of each epoch, 1 to `epochs`: the last is cut where `max_iterations` ends it."""
+    whole = -(-n // batch_size)
+    left = epochs * whole if max_iterations is None else min(max_iterations, epochs * whole)
+    return {epoch: min(whole, left - (epoch - 1) * whole) for epoch in range(1, -(-left // whole) + 1)}
+
+
+def loss_values(losses: Iterable[Tensor], where: str, remedy: str) -> list[float]:
+    """Return the losses of some steps as numbers, waiting for the device once.
+
+    Args:
+        losses: of one number each.
+        where: in training they were found, for the message.
+        remedy: what the user can do, for the message.
+
+    Raises:
+        FloatingPointError: one is NaN or infinite.
+    """
+    values = torch.stack(list(losses)).tolist()
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(f"{where}: the loss is not finite; {remedy}")
+    return values
+
+
+# ---- checkpoints
+
+
+def check_export(path: Path | None, identity: Identity) -> None:
+    """See before hours of work that `export` can write to `path`, and replaces nothing but this run's own.
+
+    Raises:
+        UsageError: a file lies there that is not of this run, or the path cannot be written.
+    """
+    if path is None:
+        return
+    if path.exists():
+        problem = difference(load(path), identity)
+        if problem:
+            raise UsageError(f"the weights {path} stay: {problem}; name another file")
+    else:
+        write_atomically(path, b"")
+        path.unlink()
+
+
+def export(path: Path | None, identity: Identity) -> None:
+    """Write a run's best weights, which are in its checkpoint, to `path`, if any, for other programs.
+
+    Raises:
+        UsageError: see `check_export`; or the run has no checkpoint.
+    """
+    check_export(path, identity)
+    if path is not None:
+        save(path, {**origin(identity), "model": load(identity.file(".pt"))["parts"]["best"]["weights"]})
+
+
+def origin(identity: Identity) -> dict[str, Any]:
+    """Return what a checkpoint keeps of who a run is, see `difference`."""
+    return {"seed": identity.seed, "settings": dict(identity.settings), "data": identity.data}
+
+
+def save(path: Path | str, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` atomically: a killed job leaves the old or the new checkpoint, whole.
+
+    Args:
+        path: any name that the file system takes; missing folders are made.
+        state: tensors, numbers, text and containers of them, state dicts included.
+
+    Raises:
+        UsageError: the path cannot be written.
+        OSError: the disk is full.
+    """
+    buffer = io.BytesIO()  # torch reports a failed write to a file as a RuntimeError without its reason
+    torch.save(dict(state), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """Return the state saved at `path`, its tensors on the CPU; nothing in the file is executed.
+
+    Raises:
+        UsageError: there is no such file, or it is not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no checkpoint {path}; start without --resume or check the path") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch, pickle and zipfile each have their own for a broken file
+        raise UsageError(f"{path} is not a whole checkpoint; delete it and start again") from error
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds a {type(state).__name__}, not a checkpoint; give another path")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of the global generators: Python's, numpy's if in use, torch's on the CPU and all GPUs."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": []}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        algorithm, keys, *rest = numpy.random.get_state()
+        state["numpy"] = [algorithm, keys.tolist(), *rest]  # torch.load refuses arrays
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what `random_state` returned, on as many GPUs as there are now."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, index)
+    if "numpy" in state:
+        import numpy
+
+        algorithm, keys, *rest = state["numpy"]
+        numpy.random.set_state((algorithm, numpy.asarray(keys, dtype=numpy.uint32), *rest))

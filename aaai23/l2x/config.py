@@ -1,0 +1,159 @@
+"""The settings of Learning to Explain, and the files that it reads. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aaai23.errors import UsageError
+from aaai23.harness.config import (
+    SWITCH,
+    Config,
+    launch,
+    length,
+    no_gradient,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    setting,
+)
+
+METHODS = ("aimle", "imle", "imletopk", "ste", "sst", "softsub", "l2x")
+PERTURBED = ("aimle", "imle", "imletopk")
+NOISES = ("none", "sog", "gumbel")
+TARGETS = ("standard", "adaptive")
+PRESETS: dict[str, dict[str, Any]] = {
+    # as published for I-MLE
+    "imletopk": {
+        "noise": "sog",
+        "theta_noise_temperature": 10.0,
+        "target_noise_temperature": 10.0,
+        "perturbation_size": 1000.0,
+    }
+}
+"""Defaults of a method's own."""
+
+TRAIN_FILE = "reviews.aspect{aspect}.train.txt"
+HELDOUT_FILE = "reviews.aspect{aspect}.heldout.txt"
+ANNOTATIONS_FILE = "annotations.json"
+VECTORS_FILE = "review+wiki.filtered.200.txt"
+EMBEDDING_SIZE = 200  # numbers after a word; the selector's first convolution has this many input channels
+
+
+_method = partial(setting, group="method")
+_imle = partial(_method, methods=PERTURBED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2XConfig(Config):
+    """Learning to Explain: rate a review from K of its words. Settings of estimators have the library's names."""
+
+    aspect: int = setting(
+        1, "--aspect", "-a", type=int, choices=range(5), help="0 appearance, 1 aroma, 2 palate, 3 taste"
+    )
+    epochs: int = length(20, "--epochs", "-e", type=positive_int, help="passes over the training reviews")
+    batch_size: int = setting(40, "--batch-size", "-b", type=positive_int, help="reviews a step")
+    kernel_size: int = setting(3, "--kernel-size", "-k", type=positive_int, help="words that a convolution sees")
+    hidden_dims: int = setting(250, "--hidden-dims", "-H", type=positive_int, help="width of the predictor")
+    max_len: int = setting(350, "--max-len", "-m", type=positive_int, help="words of a review that are read")
+    select_k: int = setting(10, "--select-k", "-K", type=positive_int, help="words that are selected")
+    checkpoint: Path | None = launch(
+        None, "--checkpoint", "-c", type=Path, help="write the best weights here too; of several reruns one file a seed"
+    )
+    reruns: int = launch(10, "--reruns", "-r", type=positive_int, help="number of seeds, from --seed up")
+    max_iterations: int | None = length(None, "--max-iterations", type=positive_int, help="end after this many steps")
+    mask_padding: bool = setting(
+        False, "--mask-padding", **SWITCH, help="select words only, and no padding as published"
+    )
+    debug: bool = launch(False, "--debug", "-D", **SWITCH, help="log the loss of every step")
+
+    method: str = _method("imle", "--method", "-M", choices=METHODS, help="imletopk: imle, with the published defaults")
+    symmetric_perturbation: bool = _method(
+        False, "--aimle-symmetric", **SWITCH, methods=("aimle",), help="central instead of forward differences"
+    )
+    target: str = _imle("standard", "--aimle-target", choices=TARGETS, help="where lambda comes from")
+    noise: str = _imle("sog", "--imle-noise", choices=NOISES, help="noise of aimle and imle")
+    nb_samples: int = _method(1, "--imle-samples", type=positive_int, help="solutions for each review")
+    theta_noise_temperature: float = _imle(
+        0.0, "--imle-input-temperature", type=non_negative_float, help="noise of the forward pass"
+    )
+    target_noise_temperature: float = _imle(
+        10.0, "--imle-output-temperature", type=non_negative_float, help="noise of the target pass"
+    )
+    perturbation_size: float = _imle(
+        1000.0, "--imle-lambda", type=non_negative_float, help="lambda; for the adaptive target the first beta"
+    )
+    beta_update_step: float = _imle(
+        1e-4, "--aimle-beta-update-step", type=non_negative_float, help="how fast beta moves"
+    )
+    beta_update_momentum: float = _imle(
+        0.0, "--aimle-beta-update-momentum", type=non_negative_float, help="how much of its last move is kept"
+    )
+    target_norm: float = _imle(
+        1.0, "--aimle-target-norm", type=positive_float, help="wanted non-zero entries of a gradient"
+    )
+    gradient_scaling: bool = _imle(
+        False, "--gradient-scaling", **SWITCH, help="divide by lambda; the adaptive target always does"
+    )
+    sst_temperature: float = _method(
+        0.1, "--sst-temperature", type=non_negative_float, methods=("sst",), help="of method sst"
+    )
+    softsub_temperature: float = _method(
+        0.5, "--softsub-temperature", type=non_negative_float, methods=("softsub",), help="of method softsub"
+    )
+    ste_noise: str = _method("sog", "--ste-noise", choices=NOISES, methods=("ste",), help="noise of method ste")
+    ste_noise_temperature: float = _method(
+        0.0, "--ste-temperature", type=non_negative_float, methods=("ste",), help="noise of method ste"
+    )
+
+    exact_scaling = True  # the gradient does not grow with the number of samples
+    hard = False
+
+    @property
+    def relaxation_temperature(self) -> float:
+        """Temperature of the relaxations; that of l2x is no flag."""
+        return {"sst": self.sst_temperature, "softsub": self.softsub_temperature}.get(self.method, 0.1)
+
+    @property
+    def label(self) -> str:
+        """What a reader of a folder's name should see first."""
+        return f"{self.method}_a{self.aspect}_K{self.select_k}"
+
+    def export(self) -> Path | None:
+        """Return where a seed's weights go too: `--checkpoint`, of several seeds with each one's before the ending."""
+        path = self.checkpoint
+        return path if path is None or self.reruns == 1 else path.with_name(f"{path.stem}.seed{self.seed}{path.suffix}")
+
+    def refusals(self) -> Iterator[str]:
+        """Yield what is wrong with these settings, alone or together, and what to do."""
+        if self.select_k > self.max_len:
+            yield f"--select-k {self.select_k} words of --max-len {self.max_len}: select fewer words"
+        if self.method in ("sst", "softsub") and self.relaxation_temperature == 0:
+            yield f"--{self.method}-temperature must be above 0 with --method {self.method}"
+        yield from no_gradient(self)
+
+    def files(self) -> list[Path]:
+        """Return the data files that are read."""
+        return data_files(self.data_dir, self.aspect)
+
+
+def data_files(data_dir: Path, aspect: int) -> list[Path]:
+    """Return what is read for an aspect: training reviews, held-out reviews, annotated reviews, word vectors.
+
+    Raises:
+        UsageError: a file is missing or empty.
+    """
+    names = (TRAIN_FILE, HELDOUT_FILE, ANNOTATIONS_FILE, VECTORS_FILE)
+    files = [data_dir / name.format(aspect=aspect) for name in names]
+    for path in files:
+        if not path.is_file():
+            raise UsageError(
+                f"{path} is missing: get BeerAdvocate with `./get_data.sh l2x`, or make sample data with "
+                f"`./get_data.sh sample` and read it with `--data-dir data/sample`"
+            )
+        if path.stat().st_size == 0:
+            raise UsageError(f"{path} is empty; fetch or make it again")
+    return files

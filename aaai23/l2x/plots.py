@@ -1,0 +1,109 @@
+"""Reviews with their selected words marked, beside the ranges that people annotated: as a web page and as a PNG."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aaai23.harness.record import write_atomically
+from aaai23.l2x.config import ANNOTATIONS_FILE
+from aaai23.l2x.data import L2XData
+from aaai23.l2x.model import Explainer
+from aaai23.plots import save_png
+
+LEGEND = "yellow: selected by the model; green underline: annotated for this aspect by people"
+SAMPLE_LEGEND = "yellow: selected by the model; green underline: where the sample data speak of this aspect"
+STYLE = """body{font:16px/1.7 Georgia,serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+mark{background:#ffe066;border-radius:3px;padding:0 2px}.r{border-bottom:3px solid #2b8a3e}
+small{color:#666}article{margin:1.5rem 0}"""
+
+
+@dataclass(frozen=True)
+class ExplainedReview:
+    """One review: its words, and for each whether it was selected and whether it was annotated."""
+
+    words: list[str]
+    selected: list[bool]
+    relevant: list[bool]
+    predicted: float
+
+
+@torch.inference_mode()
+def explain(model: Explainer, data: L2XData, data_dir: Path, count: int, longest: int = 140) -> list[ExplainedReview]:
+    """Return the first `count` annotated reviews of at most `longest` words with the trained model's choice."""
+    model.eval()
+    explained: list[ExplainedReview] = []
+    with open(data_dir / ANNOTATIONS_FILE, encoding="utf-8") as lines:
+        for row, line in enumerate(lines):
+            words = json.loads(line)["x"]
+            if len(explained) == count:
+                break
+            if len(words) > min(longest, data.annotated.tokens.shape[1]):
+                continue
+            tokens = data.annotated.tokens[row : row + 1].to(model.selector.embedding.device)
+            selected = model.select(tokens)[0, -len(words) :] > 0
+            relevant = data.annotated.relevant[row, -len(words) :]
+            explained.append(ExplainedReview(words, selected.tolist(), relevant.tolist(), model(tokens).item()))
+    return explained
+
+
+def write_html(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool) -> None:
+    """Write a page of reviews."""
+    legend = SAMPLE_LEGEND if sample_data else LEGEND
+    body = "\n".join(_article(review) for review in reviews)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{legend}</p>\n{body}\n</html>\n"
+    )
+    write_atomically(path, page.encode())
+
+
+def _article(review: ExplainedReview) -> str:
+    words = []
+    for word, selected, relevant in zip(review.words, review.selected, review.relevant, strict=True):
+        text = html.escape(word)
+        text = f"<mark>{text}</mark>" if selected else text
+        words.append(f'<span class="r">{text}</span>' if relevant else text)
+    return f"<article><small>predicted rating {review.predicted:.2f}</small><br>{' '.join(words)}</article>"
+
+
+def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool, columns: int = 96) -> None:
+    """Draw the same as a picture, in a fixed-width font of `columns` characters a line."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    lines = [line for review in reviews for line in (*_wrapped(review, columns), [])]
+    figure = Figure(figsize=(columns * 0.098, (len(lines) + 3) * 0.21), dpi=110)
+    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
+    axes.set(xlim=(0, columns), ylim=(len(lines) + 0.5, -2.5))
+    axes.axis("off")
+    style = {"family": "DejaVu Sans Mono", "size": 10.2, "va": "center"}
+    axes.text(0, -2, title, fontdict={**style, "weight": "bold"})
+    axes.text(0, -1, SAMPLE_LEGEND if sample_data else LEGEND, fontdict={**style, "color": "#666666"})
+    for row, line in enumerate(lines):
+        for column, word, selected, relevant in line:
+            if selected:
+                axes.add_patch(Rectangle((column - 0.2, row - 0.42), len(word) + 0.4, 0.84, color="#ffe066", lw=0))
+            if relevant:
+                axes.plot([column, column + len(word)], [row + 0.45] * 2, color="#2b8a3e", lw=1.6)
+            for offset, letter in enumerate(word):  # one by one: the grid holds whatever the font's width
+                axes.text(column + offset + 0.5, row, letter, fontdict={**style, "ha": "center"})
+    save_png(figure, path)
+
+
+def _wrapped(review: ExplainedReview, columns: int) -> list[list[tuple[int, str, bool, bool]]]:
+    """Return lines of (column, word, selected, relevant)."""
+    lines: list[list[tuple[int, str, bool, bool]]] = [[]]
+    column = 0
+    for word, selected, relevant in zip(review.words, review.selected, review.relevant, strict=True):
+        word = word[:columns]
+        if column + len(word) > columns:
+            lines.append([])
+            column = 0
+        lines[-1].append((column, word, selected, relevant))
+        column += len(word) + 1
+    return lines

@@ -1,0 +1,120 @@
+"""Structures: families of solutions, and all that a method may be built on.
+
+Graphs are vectors of edges. Undirected edges come in the order of `torch.triu_indices(n, n, 1)`, U = n(n-1)/2 of
+them; directed ones, 2U, row by row of an n x n matrix without its diagonal: the row is the receiver.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aaai23.relaxations import k_subset_marginals, perturbed, spanning_tree_edge_marginals
+from imle.noise import Device, GumbelNoiseDistribution, SeedableNoiseDistribution, draw
+from imle.solvers import select_k, spanning_tree_edges
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A family of solutions.
+
+    Args:
+        solve: theta `[B, N]` -> its best solutions MAP(theta) `[B, N]`; it may take further arguments.
+        k: of Sum-of-Gamma noise: the size of a subset; of graphs the number of vertices.
+        marginals: theta `[B, N]` -> how likely each entry is 1 under the exponential family; differentiable.
+        noise: of the utilities theta + noise whose MAP is a sample, for methods that choose no noise themselves.
+        perturb: theta `[B, N]`, and `generator=` -> such utilities, up to a constant in each row on which no solution
+            depends.
+    """
+
+    solve: Callable[..., Tensor]
+    k: int
+    marginals: Callable[[Tensor], Tensor]
+    noise: SeedableNoiseDistribution
+    perturb: Callable[..., Tensor]
+
+
+def k_subsets(k: int) -> Structure:
+    """Return all choices of k of N entries; `solve(theta, mask=)` takes those that may be chosen, bool `[B, N]`."""
+    solve, marginals, perturb = (
+        functools.partial(function, k=k) for function in (select_k, k_subset_marginals, perturbed)
+    )
+    return Structure(solve, k, marginals, GumbelNoiseDistribution(), perturb)
+
+
+def spanning_trees(vertices: int, max_range: float = math.inf) -> Structure:
+    """Return all trees over undirected edges; `max_range` is that of `spanning_tree_edge_marginals`."""
+    marginals = functools.partial(spanning_tree_edge_marginals, max_range=max_range)
+    noise = GumbelNoiseDistribution()
+    return Structure(spanning_tree_edges, vertices, marginals, noise, functools.partial(_plus, noise=noise))
+
+
+def _plus(theta: Tensor, noise: SeedableNoiseDistribution, generator: torch.Generator | None = None) -> Tensor:
+    return theta + draw(noise, theta.shape, like=theta, generator=generator)
+
+
+def directed_spanning_trees(vertices: int, max_range: float = math.inf) -> Structure:
+    """Return all trees over directed edges: theta is read where receiver > sender, and z answers for both directions.
+
+    >>> directed_spanning_trees(3).solve(torch.tensor([[9.0, 9.0, 3.0, 9.0, 1.0, 2.0]]))
+    tensor([[1., 0., 1., 1., 0., 1.]])
+    """
+    trees = spanning_trees(vertices, max_range)
+    solve, marginals = (
+        functools.partial(_both_directions, function=function, vertices=vertices)
+        for function in (trees.solve, trees.marginals)
+    )
+    return replace(trees, solve=solve, marginals=marginals)
+
+
+def _both_directions(theta: Tensor, function: Callable[[Tensor], Tensor], vertices: int) -> Tensor:
+    low, high = torch.triu_indices(vertices, vertices, 1, device=theta.device)
+    down, up = high * (vertices - 1) + low, low * (vertices - 1) + high - 1  # where high receives, where low does
+    answer = torch.empty_like(theta)
+    answer[..., down] = answer[..., up] = function(theta[..., down])
+    return answer
+
+
+def edge_subsets(vertices: int, directed: bool = False) -> Structure:
+    """Return all choices of as many edges as a tree has, n-1, and of twice as many where each direction counts."""
+    edges = vertices - 1
+    return replace(k_subsets(2 * edges if directed else edges), k=vertices)
+
+
+def any_edges(vertices: int) -> Structure:
+    """Return all sets of edges: each is chosen by itself, with log-odds theta."""
+    noise = LogisticNoise()
+    return Structure(positive, vertices, torch.sigmoid, noise, functools.partial(_plus, noise=noise))
+
+
+def positive(theta: Tensor) -> Tensor:
+    """Return 1 where theta is positive, else 0."""
+    return (theta > 0).to(theta.dtype)
+
+
+class LogisticNoise(SeedableNoiseDistribution):
+    """The difference of two Gumbel(0, 1) variables: the sign of theta plus it is an edge drawn by its log-odds."""
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return independent draws; arguments as in the base class."""
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "generator": generator}
+        gumbel = GumbelNoiseDistribution()
+        return gumbel.sample(shape, **options) - gumbel.sample(shape, **options)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density at each entry of `value`."""
+        return -value - 2 * F.softplus(-value)

@@ -1,0 +1,158 @@
+"""Pictures of tables: learning curves with bands, and a comparison of methods for each metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from records import Record
+    from tables import Metric, Row, Table
+
+ASPECTS = {"0": "appearance", "1": "aroma", "2": "palate", "3": "taste"}
+STEPS = ("epoch", "iteration")
+DOTS_PER_INCH = 110
+
+
+def draw(tables: Sequence[Table], prefix: Path) -> list[Path]:
+    """Write `PREFIX_TASK_curves` and `PREFIX_TASK_comparison` as PNG and SVG; returns their paths.
+
+    Tables without a finished run are left out, and so are curves of a task that trains nothing. Names and titles say
+    where data are sample data.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for table in tables:
+        rows = [row for row in table.rows if row.group.finished]
+        if not rows:
+            continue
+        name = f"{prefix.name}_{table.name}" + ("_sample" if table.sample_data else "")
+        drawn = {"curves": _curves(table, rows)} if table.task.curves else {}
+        for kind, figure in {**drawn, "comparison": _comparison(table, rows)}.items():
+            for ending in ("png", "svg"):
+                paths.append(prefix.with_name(f"{name}_{kind}.{ending}"))
+                figure.savefig(paths[-1], dpi=DOTS_PER_INCH, bbox_inches="tight")
+    return paths
+
+
+def panel_of(row: Row) -> str:
+    """Return the title of the panels that a row is drawn in: runs of one panel solve the same problem."""
+    settings = row.group.settings
+    if row.group.task == "l2x":
+        aspect = str(settings.get("aspect"))
+        return f"{ASPECTS.get(aspect, aspect)}, K = {settings.get('select_k')}"
+    return f"T = {settings.get('timesteps')}" if "timesteps" in settings else ""
+
+
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """Return the rows' methods as labels; those that two rows of a panel share are their names instead."""
+    methods = [row.group.method or row.group.name for row in rows]
+    places = [(panel_of(row), method) for row, method in zip(rows, methods)]
+    return [method if places.count(place) == 1 else row.group.name for row, method, place in zip(rows, methods, places)]
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, list[tuple[str, Row, str]]]:
+    """Return panel -> (label, row, colour) of each of its rows; a label has one colour in all panels."""
+    labels = labels_of(rows)
+    colours = {label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(labels))}
+    panels: dict[str, list[tuple[str, Row, str]]] = {}
+    for label, row in zip(labels, rows):
+        panels.setdefault(panel_of(row), []).append((label, row, colours[label]))
+    return panels
+
+
+def _axes(table: Table, kind: str, height: int, width: int, inches: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * width, 0.6 + inches * height), layout="constrained")
+    figure.suptitle(f"{table.title}\n{kind}")
+    return figure, figure.subplots(height, width, squeeze=False)
+
+
+def _curves(table: Table, rows: Sequence[Row]) -> Figure:
+    """Draw what was logged, a row of axes for each panel, mean ± standard deviation over seeds."""
+    panels = _panels(rows)
+    height = max(2.9, *(0.6 + 0.22 * len(members) for members in panels.values()))
+    figure, axes = _axes(table, "mean ± standard deviation over seeds", len(panels), len(table.task.curves), height)
+    for line, (panel, members) in zip(axes, panels.items()):
+        for axis, (key, title) in zip(line, table.task.curves.items()):
+            for label, row, colour in members:
+                _curve(axis, row, key, label, colour)
+            axis.set_ylabel(title)
+            axis.set_xlabel(_step_name(members[0][1]))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set_title(panel, fontsize="medium")
+        curves = {label: drawn for axis in line for drawn, label in zip(*axis.get_legend_handles_labels())}
+        if curves:
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            line[-1].legend(curves.values(), curves.keys(), fontsize="small", **place)
+    return figure
+
+
+def _step_name(row: Row) -> str:
+    history = row.group.finished[0].history
+    return next((step for step in STEPS if history and step in history[0]), "entry")
+
+
+def _curve(axis: Axes, row: Row, key: str, label: str, colour: str) -> None:
+    """Draw one method's curve, with a band where there are several seeds."""
+    points = list(curve(row.group.finished, key, _step_name(row)))
+    if not points:
+        return
+    steps, means, deviations = zip(*points)
+    axis.plot(steps, means, label=label, color=colour, marker="." if len(steps) < 20 else "")
+    low, high = ([mean + sign * d for mean, d in zip(means, deviations)] for sign in (-1, 1))
+    axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def curve(runs: Sequence[Record], key: str, step_name: str) -> Iterator[tuple[float, float, float]]:
+    """Yield (step, mean, standard deviation) of what runs logged, where all of them have a finite value."""
+    histories = []
+    for run in runs:
+        entries = {entry.get(step_name, n): entry.get(key) for n, entry in enumerate(run.history, start=1)}
+        histories.append({step: value for step, value in entries.items() if isinstance(value, int | float)})
+    for step in sorted(set.intersection(*(set(history) for history in histories))):
+        values = [history[step] for history in histories]
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+        yield step, mean, math.sqrt(variance)
+
+
+def _comparison(table: Table, rows: Sequence[Row]) -> Figure:
+    """Draw final metrics: a dot for each seed, the mean with its interval, and what was published."""
+    panels = _panels(rows)
+    most = max(len(members) for members in panels.values())
+    kind = "seeds (dots), mean with 95% interval"
+    if any(row.published for row in rows):
+        kind += ", published (crosses)"
+    metrics = [metric for metric in table.task.metrics if metric.compared]
+    figure, axes = _axes(table, kind, len(panels), len(metrics), 0.8 + 0.33 * most)
+    for line, (panel, members) in zip(axes, panels.items()):
+        for axis, metric in zip(line, metrics):
+            for place, (_, row, colour) in enumerate(members):
+                _compare(axis, row, metric, place, colour)
+            axis.set_yticks(range(len(members)), [label for label, _, _ in members])
+            axis.set_ylim(len(members) - 0.5, -0.5)
+            axis.set_xlabel(metric.title)
+            axis.set_title(panel, fontsize="medium")
+            axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _compare(axis: Axes, row: Row, metric: Metric, place: int, colour: str) -> None:
+    """Draw one method's dots, mean, interval and published value."""
+    values, summary = row.group.values(metric.key), row.summaries[metric]
+    axis.plot(values, [place] * len(values), ".", color=colour, alpha=0.4)
+    if summary.mean is not None:
+        axis.plot([summary.mean], [place], "o", color=colour)
+    if summary.low is not None and summary.high is not None:
+        axis.plot([summary.low, summary.high], [place, place], "|-", color=colour)
+    if metric in row.published:
+        axis.plot([row.published[metric].value], [place], "x", color="black")
