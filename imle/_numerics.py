@@ -45,6 +45,12 @@ def is_finite(x: Tensor) -> Tensor:
     return torch.isfinite(smallest) & torch.isfinite(largest)
 
 
+def host_sees_finite(x: Tensor) -> bool:
+    """Return whether all entries are finite, where the host may wait for the answer."""
+    # the cheapest pass there is; the sum of finite numbers may overflow, and is then looked at again
+    return math.isfinite(x.detach().sum().item()) or bool(is_finite(x))
+
+
 def is_informative(dy: Tensor) -> Tensor:
     """Return whether dy is finite and not all zero, 0-dimensional."""
     if not dy.numel():

@@ -11,6 +11,7 @@ Shapes: B instances; S samples and M marginal samples of each, R = S*M rows; `..
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from imle._compile import eager
-from imle._numerics import host_may_wait, is_finite, name_rows, rows_with
+from imle._numerics import host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
 from imle._reentry import differentiated_row_by_row, repeatable
 from imle.noise import draw
 from imle.solver import BoundSolver, DifferentiableSolver, Solver
@@ -144,7 +145,7 @@ class Estimator(Generic[Output]):
             raise TypeError(f"theta must be a tensor of floating-point numbers, not {found}")
         if theta.dim() < 2:
             raise ValueError(f"theta must be [B, ...] with a batch dimension first, not {tuple(theta.shape)}")
-        if host_may_wait(theta) and not is_finite(theta):
+        if host_may_wait(theta) and not host_sees_finite(theta):
             broken = self.broken(theta)
             if broken.any():
                 raise FloatingPointError(
@@ -256,10 +257,10 @@ class PerturbAndMAP(Estimator[Tensor]):
         Raises:
             FloatingPointError: dy holds NaN or infinite numbers, and `nonfinite` is "raise".
         """
-        finite = is_finite(dy)
         if not host_may_wait(dy):
+            finite = is_finite(dy)
             return torch.where(finite, dy, 0.0), finite if self.nonfinite == "raise" else None
-        if finite:
+        if host_sees_finite(dy):
             return dy, None
         if self.nonfinite == "raise":
             raise FloatingPointError(
@@ -299,6 +300,10 @@ class _PerturbAndMAP(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             g = _OnceDifferentiable.apply(g, theta, dy)
         return g, None, None, None, None
+
+
+# torch asks for the signature in every call, and would make it anew
+_PerturbAndMAP.forward.__signature__ = inspect.signature(_PerturbAndMAP.forward)  # type: ignore[attr-defined]
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from imle._numerics import host_may_wait, is_finite, name_rows
+from imle._numerics import host_may_wait, host_sees_finite, name_rows
 
 Arguments = ParamSpec("Arguments")
 Output_co = TypeVar("Output_co", covariant=True)
@@ -77,7 +77,7 @@ class BoundSolver:
         if tuple(z.shape) != shape:
             raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
         z = z.detach().to(theta)
-        if host_may_wait(z) and not z.sum().isfinite() and not is_finite(z):  # the sum of finite numbers may overflow
+        if host_may_wait(z) and not host_sees_finite(z):
             raise FloatingPointError(f"the solver's answer is not finite in {name_rows(~z.isfinite())} of its batch")
         return z.reshape(theta.shape)
 
