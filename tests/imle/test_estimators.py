@@ -767,7 +767,7 @@ def test_torch_compile_around_it_changes_nothing(name, backend):
 # What the estimators return
 
 
-@pytest.mark.parametrize("nb_samples", [1, 3])
+@pytest.mark.parametrize("nb_samples", [1, 2, 3])
 def test_straight_through_is_the_identity_averaged_over_samples(nb_samples):
     theta = torch.randn(4, 5, requires_grad=True)
     dy = torch.randn(4 * nb_samples, 5)
@@ -775,11 +775,12 @@ def test_straight_through_is_the_identity_averaged_over_samples(nb_samples):
     assert torch.allclose(theta.grad, dy.view(4, nb_samples, 5).mean(dim=1))
 
 
+@pytest.mark.parametrize("nb_samples", [2, 3])
 @pytest.mark.parametrize("name", WITH_TARGET)
-def test_gradients_are_averaged_over_samples(name):
+def test_gradients_are_averaged_over_samples(name, nb_samples):
     """S samples of one instance weigh as much together as the mean of S instances of one sample each."""
-    theta, dy = torch.randn(4, 5), torch.randn(4 * 3, 5)
-    eps = torch.randn(4, 3, 5)
+    theta, dy = torch.randn(4, 5), torch.randn(4 * nb_samples, 5)
+    eps = torch.randn(4, nb_samples, 5)
 
     class Fixed:
         def sample(self, shape):
@@ -792,11 +793,11 @@ def test_gradients_are_averaged_over_samples(name):
         options["target_noise_temperature"] = 0.5 if name == "aimle other base" else 1.0
     maker = functools.partial(aimle if name.startswith("aimle") else imle, **options)
     together = theta.clone().requires_grad_()
-    maker(nb_samples=3)(select_two)(together).backward(dy)
-    apart = theta.repeat_interleave(3, dim=0).requires_grad_()
+    maker(nb_samples=nb_samples)(select_two)(together).backward(dy)
+    apart = theta.repeat_interleave(nb_samples, dim=0).requires_grad_()
     maker()(select_two)(apart).backward(dy)
     assert together.grad.abs().sum() > 0
-    assert torch.allclose(together.grad, apart.grad.view(4, 3, 5).mean(dim=1))
+    assert torch.allclose(together.grad, apart.grad.view(4, nb_samples, 5).mean(dim=1))
 
 
 @pytest.mark.parametrize("name", WITH_TARGET)
