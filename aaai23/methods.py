@@ -241,14 +241,16 @@ METHODS: dict[str, Callable[[Structure, Settings], Layer]] = {
 }
 
 
-def undo_mean_over_samples(z: Tensor, samples: int) -> Tensor:
-    """Return z `[B*S, ...]` as it is; the gradient that comes back to it is multiplied by S.
+def undo_mean_over_samples(layer: nn.Module, z: Tensor, samples: int) -> Tensor:
+    """Return a layer's z `[B*S, ...]` as it is; if the layer averages over S, the gradient of z is multiplied by S.
 
     Call it between a layer and a loss that is a mean over S samples. Such a loss gives each sample an S-th of its
-    gradient, and the layer takes the mean over S once more: the gradient of theta would be S times too small.
+    gradient, and a `MAPLayer` takes the mean over S once more: the gradient of theta would be S times too small. A
+    `RelaxedLayer` sums over S, and needs nothing.
     """
-    # nothing is added, but with a gradient of its own
-    return z if samples == 1 else z + (samples - 1) * (z - z.detach())
+    if samples == 1 or not isinstance(layer, MAPLayer):
+        return z
+    return z + (samples - 1) * (z - z.detach())  # nothing is added, but with a gradient of its own
 
 
 def beta_of(layer: nn.Module) -> float | None:

@@ -91,7 +91,7 @@ class RelationalInference(nn.Module):
         theta = self.logits(inputs)
         edges, log_prob = self.sample(theta, inputs.shape[1])
         samples = len(edges) // len(inputs)
-        predicted = self.decoder(inputs, undo_mean_over_samples(edges, samples), prediction_steps)
+        predicted = self.decoder(inputs, undo_mean_over_samples(self.layer, edges, samples), prediction_steps)
         nll = nll_gaussian(predicted, inputs[:, :, 1:].repeat_interleave(samples, dim=0), self.variance)
         if self.baseline is not None:
             assert log_prob is not None

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from aaai23.l2x import config, fast
 from aaai23.l2x.data import Annotations, Reviews
 from aaai23.l2x.model import Explainer, Predictor, Selector, squared_error
 from aaai23.l2x.train import EVALUATION_BATCH, chance_precision, mean_squared_error, selections, subset_precision
-from aaai23.methods import METHODS, MethodSettings
+from aaai23.methods import METHODS, MethodSettings, RelaxedLayer
 from aaai23.structures import k_subsets
 from imle.solvers import select_k
 
@@ -141,6 +142,24 @@ def test_every_method_sends_a_gradient_to_the_selector(method):
     model = explainer(method, perturbation_size=1000.0)
     squared_error(model(reviews()), torch.rand(len(LENGTHS))).backward()
     assert model.selector.score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", config.METHODS)
+def test_four_samples_that_are_alike_have_the_gradient_of_one(method):
+    tokens, ratings = reviews(), torch.rand(len(LENGTHS))
+    found = []
+    for samples in (1, 4):
+        torch.manual_seed(2)
+        model = explainer(method, nb_samples=samples, perturbation_size=1000.0, target_noise_temperature=0.0)
+        model.selector.dropout.p = 0.0
+        if isinstance(model.layer, RelaxedLayer):
+            model.layer.relax = lambda theta, temperature, generator: 4 * (theta / temperature).softmax(dim=1)
+        else:
+            model.layer.estimator = replace(model.layer.estimator, noise_distribution=None)
+        squared_error(model(tokens), ratings).backward()
+        found.append([each.grad for each in model.parameters()])
+    assert model.selector.score.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(*found)
 
 
 def test_loss_is_the_mean_over_samples_and_reviews():
