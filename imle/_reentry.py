@@ -18,8 +18,9 @@ _CHECKPOINTING = str(_TORCH / "utils" / "checkpoint.py")
 _JACOBIANS = str(_TORCH / "autograd" / "functional.py")
 _MOST_STATES = 1024  # 5 KB each
 
-# for each generator of somebody's own, its state before each draw that may be repeated, under the draw's name
-_states: WeakKeyDictionary[torch.Generator, OrderedDict[int, Tensor]] = WeakKeyDictionary()
+# for each generator of somebody's own, its state before each draw that may be repeated, under the draw's name; None
+# where two draws have one name, since torch's own generator was seeded alike for both
+_states: WeakKeyDictionary[torch.Generator, OrderedDict[int, Tensor | None]] = WeakKeyDictionary()
 
 
 def _called_from(file: str) -> bool:
@@ -29,6 +30,10 @@ def _called_from(file: str) -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def _same(x: Tensor | None, y: Tensor) -> bool:
+    return x is not None and torch.equal(x, y)
 
 
 def differentiated_row_by_row() -> bool:
@@ -53,14 +58,16 @@ def repeatable(generator: torch.Generator | None) -> torch.Generator | None:
     name = int(torch.randint(2**62, (), device="cpu"))
     if torch._C._current_graph_task_id() == -1:  # not inside a backward pass: the first run
         states = _states.setdefault(generator, OrderedDict())
-        states[name] = generator.get_state()
+        state = generator.get_state()
+        states[name] = None if name in states and not _same(states[name], state) else state
         if len(states) > _MOST_STATES:
             states.popitem(last=False)
         return generator
-    state = _states.get(generator, OrderedDict()).get(name)
-    if state is None:
+    found = _states.get(generator, OrderedDict()).get(name)
+    if found is None:
         raise RuntimeError(
             "torch.utils.checkpoint cannot repeat a draw from a generator of your own here: keep preserve_rng_state at "
-            f"True, and at most {_MOST_STATES} such draws between a forward and its backward pass"
+            "True, do not seed torch's own generator alike for two draws, and have at most "
+            f"{_MOST_STATES} such draws between a forward and its backward pass"
         )
-    return torch.Generator(generator.device).set_state(state)
+    return torch.Generator(generator.device).set_state(found)

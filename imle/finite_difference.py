@@ -115,7 +115,11 @@ def without_walls(theta: Tensor, sign: int) -> Tensor:
     disliked = -sign * theta
     magnitude = theta.abs().to(torch.promote_types(theta.dtype, torch.float32))
     decade = magnitude.log10().nan_to_num(posinf=_DECADES, neginf=0.0).floor().clamp(0, _DECADES).long()
-    best = decade.flatten(1).gather(1, disliked.flatten(1).argmin(dim=1, keepdim=True)).median()
+    most = disliked.flatten(1).argmin(dim=1, keepdim=True)
+    best, walled = decade.flatten(1).gather(1, most), disliked.flatten(1).amin(dim=1, keepdim=True) >= least
+    # an instance of which every entry is the same wall, as padding is, has no best entry
+    walled &= theta.flatten(1).amax(dim=1, keepdim=True) == theta.flatten(1).amin(dim=1, keepdim=True)
+    best = torch.where(walled.all(), best, best.double().masked_fill(walled, torch.nan).nanmedian().long()).median()
     occupied = torch.zeros(_DECADES + 1, dtype=torch.bool, device=theta.device).index_fill(0, decade.flatten(), True)
     powers = torch.arange(_DECADES + 1, device=theta.device)
     free = ~occupied & (powers >= best.clamp(min=_LEAST_WALL - 1))

@@ -74,8 +74,12 @@ def test_padding_may_be_the_larger_part_and_a_row_may_be_all_mask():
     wide = torch.cat([leaf.masked_fill(torch.arange(6) > 3, -1e9), walls], dim=1)
     (estimator(lambda x: select_k(x, 2))(wide)[:, :6] - GOAL).square().sum().backward()
     assert torch.allclose(leaf.grad, expected, rtol=1e-5)
-    theta[4] = -1e9
-    assert torch.equal(without_walls(theta, 1), theta.masked_fill(theta < -1e8, 0.0))
+    for rows in (slice(4, 5), slice(2, 9)):  # most of the batch too
+        for wall in (-1e4, -1e9, -math.inf):
+            padded = theta.masked_fill(torch.arange(6) > 3, wall)
+            padded[rows] = wall
+            assert torch.equal(without_walls(padded, 1), padded.masked_fill(padded < -1e3, 0.0))
+            assert torch.equal(without_walls(-padded, -1), -padded.masked_fill(padded < -1e3, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,17 @@ def test_checkpointing_repeats_the_draws_of_a_generator_of_ones_own(name, use_re
         gradients.append(leaf.grad)
     assert gradients[0].abs().sum() > 0
     assert torch.equal(*gradients)
+
+
+def test_checkpointing_refuses_two_draws_that_it_cannot_tell_apart():
+    layer = make("imle", generator=torch.Generator().manual_seed(7))(select_two)
+    theta = torch.randn(4, 6, requires_grad=True)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(0)  # names both draws alike
+        outputs.append(checkpoint(lambda x: layer(x) * x, theta, use_reentrant=False))
+    with pytest.raises(RuntimeError, match="do not seed torch's own generator alike"):
+        sum(outputs).sum().backward()
 
 
 def test_checkpointing_that_forgets_random_states_cannot_repeat_a_draw():
