@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,15 @@ class MAPLayer(nn.Module):
             raise TypeError(f"estimator must be a call such as aimle() or ste(), not {estimator!r}")
         self.solver = solver
         self.estimator = estimator
-        self.target_distribution = getattr(estimator, "target_distribution", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the estimator's target distribution and the part of the module one thing."""
+        if name == "target_distribution":
+            name, value = "estimator", replace(self.estimator, **{name: value})
+        super().__setattr__(name, value)
+        if name == "estimator":
+            target: Any = getattr(value, "target_distribution", None)
+            super().__setattr__("target_distribution", target)
 
     def sample(self, theta: Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
         """Return perturbed solutions `[B*S*M, ...]` that carry a gradient, in either mode; for `sfe` a pair.

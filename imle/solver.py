@@ -82,7 +82,10 @@ class BoundSolver:
         return z.reshape(theta.shape)
 
     def _own(self, value: Any) -> Any:
-        """Return an argument as the solver gets it: memory of its own, repeated if it is one of the instances'."""
+        """Return an argument as the solver gets it.
+
+        A tensor or array has memory of its own, and is repeated if it is one of the instances'; the rest is as it is.
+        """
         if not isinstance(value, Tensor) and not _is_array(value):
             return value
         repeated = value.ndim > 0 and value.shape[0] == self.batch_size and self.rows > 1

@@ -696,6 +696,22 @@ def test_a_temperature_of_zero_perturbs_only_the_other_pass():
 # Copies
 
 
+def test_a_layer_whose_parts_are_replaced_works_with_what_its_state_shows():
+    layer = MAPLayer(select_two, aimle())
+    theta = torch.randn(4, 5)
+    for replace_part in (
+        lambda target: setattr(layer, "target_distribution", target),
+        lambda target: setattr(layer, "estimator", aimle(target_distribution=target)),
+    ):
+        replace_part(AdaptiveTargetDistribution(initial_beta=0.9))
+        assert layer.estimator.target is layer.target_distribution
+        assert layer.state_dict()["target_distribution._beta"].item() == 0.9
+        layer(theta.clone().requires_grad_()).sum().backward()
+        assert layer.state_dict()["target_distribution._beta"].item() != 0.9
+    layer.estimator = ste()
+    assert layer.target_distribution is None and not layer.state_dict()
+
+
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_copy_of_a_layer_behaves_the_same_and_apart(name, copier):
