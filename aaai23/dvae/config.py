@@ -52,7 +52,9 @@ class VAEConfig(Config):
     )
     code_m: int = setting(20, "--code-m", type=positive_int, help="rows of a code")
     code_n: int = setting(20, "--code-n", type=positive_int, help="entries of a row")
-    max_iterations: int | None = length(None, "--max-iterations", type=positive_int, help="end after this many steps")
+    max_iterations: int | None = setting(
+        None, "--max-iterations", type=positive_int, help="end after this many steps; a resumed run keeps to them"
+    )
 
     method: str = _method(
         "imle", "--method", "-M", choices=METHODS, help="how gradients pass through the choice of bits"
@@ -94,7 +96,7 @@ class VAEConfig(Config):
     )
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")
 
-    exact_scaling = False  # the published figures rest on a gradient that grows with the root of S
+    exact_scaling = False  # the published results rest on a gradient that grows with the root of S
 
     @property
     def target_noise_temperature(self) -> float:

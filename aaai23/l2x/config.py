@@ -64,7 +64,9 @@ class L2XConfig(Config):
         None, "--checkpoint", "-c", type=Path, help="write the best weights here too; of several reruns one file a seed"
     )
     reruns: int = launch(10, "--reruns", "-r", type=positive_int, help="number of seeds, from --seed up")
-    max_iterations: int | None = length(None, "--max-iterations", type=positive_int, help="end after this many steps")
+    max_iterations: int | None = setting(
+        None, "--max-iterations", type=positive_int, help="end after this many steps; a resumed run keeps to them"
+    )
     mask_padding: bool = setting(
         False, "--mask-padding", **SWITCH, help="select words only, and no padding as published"
     )

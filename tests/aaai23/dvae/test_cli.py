@@ -255,6 +255,14 @@ def test_bad_input_is_one_line_and_exit_code_2(digits, tmp_path, run, arguments,
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_an_epoch_that_was_cut_is_not_taken_for_a_whole_one(digits, tmp_path, run):
+    assert run(flags(digits, tmp_path, "-e", "2", "--max-iterations", "2", "--name", "n"))[0] == 0
+    for more in (["--max-iterations", "9"], []):
+        code, _, err = run(flags(digits, tmp_path, "-e", "2", "--name", "n", "--resume", *more))
+        assert code == 2 and "max_iterations 2" in err
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_of_other_settings_or_other_images_is_refused(digits, tmp_path, run):
     once = ("-e", "1", "--max-iterations", "1", "--name", "n")
     assert run(flags(digits, tmp_path, *once))[0] == 0

@@ -140,6 +140,12 @@ def test_a_finished_seed_is_not_trained_again(sample, tmp_path, run):
     assert len(before["history"]) == 1
 
 
+def test_an_epoch_that_was_cut_is_not_taken_for_a_whole_one(sample, tmp_path, run):
+    assert run(flags(sample, tmp_path, "-e", "2", "--max-iterations", "2"))[0] == 0
+    code, _, err = run(flags(sample, tmp_path, "-e", "2", "--resume"))
+    assert code == 2 and "max_iterations 2 (now None)" in err
+
+
 def test_only_the_reruns_that_are_missing_are_trained(sample, tmp_path, run):
     short = ("-e", "1", "--max-iterations", "2", "--seed", "1")
     assert run(flags(sample, tmp_path, *short))[0] == 0
