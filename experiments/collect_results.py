@@ -8,6 +8,7 @@
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 import records
 from records import Group
+from sweep import say
 from tables import TASKS, Metric, Row, Summary, Table, tables_of
 
 LEGEND = (
@@ -131,11 +133,13 @@ def main(argv: list[str] | None = None) -> int:
     tables = tables_of(groups)
     notes = [*notes, *skipped, *records.unfinished(groups), *records.several_origins(groups)]
     if args.csv:
-        write_csv(tables, sys.stdout)
+        text = io.StringIO()
+        write_csv(tables, text)
+        say(text.getvalue().rstrip("\n"))
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     else:
         lines = [line for table in tables for line in markdown(table)]
-        print("\n".join([*lines, *(f"- {note}" for note in notes)]))
+        say("\n".join([*lines, *(f"- {note}" for note in notes)]))
     if args.plots:
         from plots import draw
 

@@ -298,9 +298,14 @@ def main(
     if not text:
         print("nothing to run", file=sys.stderr)
         return 0
+    say(text)
+    return 0
+
+
+def say(text: str) -> None:
+    """Print to stdout; a reader that has gone, as `| head` does, has seen what it wanted."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has gone, as `| head` does
+    except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,18 @@ def make(task, name, seed, final=None, settings=SETTINGS, status="finished", his
         "final": final,
     }
     return Record(**{**fields, **more})
+
+
+@pytest.mark.parametrize("flag", [[], ["--csv"]])
+def test_a_reader_that_leaves_early_is_no_error(write, tmp_path, flag):
+    for seed in range(2):
+        write("l2x", "x", seed, mse(2.0))
+    command = [sys.executable, str(FOLDER / "collect_results.py"), *flag, str(tmp_path)]
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(written)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
 
 
 def mse(value):
