@@ -290,16 +290,21 @@ def _is_range(pair: object) -> bool:
 def _read_vectors(path: Path) -> Content:
     from gensim.models import KeyedVectors
 
+    logging.getLogger("gensim").setLevel(logging.ERROR)  # it would warn of each repeated word
     logger.info("Reading word vectors from %s; the next start takes them from a cache", path)
     try:
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=False, no_header=True)
-        matrix = torch.from_numpy(np.array(vectors.vectors, dtype=np.float32))
+        words = [word for word in vectors.index_to_key if word is not None]  # None in place of each repeated one
+        matrix = torch.from_numpy(np.array(vectors.vectors[: len(words)], dtype=np.float32))
         if matrix.shape[1] != EMBEDDING_SIZE or not matrix.isfinite().all():
             raise ValueError(f"vectors {list(matrix.shape)}")
     except (ValueError, EOFError, IndexError, OSError) as error:
         _blame_line(path)
         raise UsageError(f"{path}: gensim cannot read it ({error})") from error
-    return {"words": "\n".join(vectors.index_to_key).removeprefix(BYTE_ORDER_MARK), "matrix": matrix}
+    repeated = len(vectors.index_to_key) - len(words)
+    if repeated:
+        logger.warning("%s repeats %d of its words: the first vector of each is taken", path, repeated)
+    return {"words": "\n".join(words).removeprefix(BYTE_ORDER_MARK), "matrix": matrix}
 
 
 def _blame_line(path: Path) -> None:

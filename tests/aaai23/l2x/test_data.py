@@ -128,6 +128,17 @@ def test_a_byte_order_mark_changes_nothing(folder, name):
     assert_same(load(folder, 1, max_len=5), plain)
 
 
+def test_of_a_repeated_word_the_first_vector_counts_with_one_warning(folder, caplog, capfd):
+    plain = load(folder, 1, max_len=5)
+    with (folder / VECTORS).open("a") as file:
+        file.writelines(vector_line(word, 7.0) + "\n" for word in ("good", "bad", "good"))
+    caplog.clear()
+    assert_same(load(folder, 1, max_len=5), plain)
+    repeats = [record.message for record in caplog.records if "repeats" in record.message]
+    assert repeats == [f"{folder / VECTORS} repeats 3 of its words: the first vector of each is taken"]
+    assert "duplicate" not in capfd.readouterr().err
+
+
 def said(folder, caplog):
     """Return what a load says of each share of words: file, share, level."""
     caplog.clear()
