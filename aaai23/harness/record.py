@@ -239,33 +239,59 @@ def metrics(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if it in ("inf", "-inf") else it for key, it in found.items()}
 
 
+def check_regular(path: Path | str) -> None:
+    """See that what lies at `path`, if anything, is a regular file: reading a pipe never ends, replacing it is loss.
+
+    Raises:
+        UsageError: it is a device, a pipe, a folder.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} stays: it is a device, a pipe or a folder; name a file")
+
+
 def write_atomically(path: Path | str, content: bytes) -> None:
     """Replace the file at `path` by `content`, so that a killed process leaves the old or the new file whole.
 
-    Missing folders are made. The content goes first to a hidden file with a short random name in the same
-    folder: the final name may be as long as the file system allows, and other jobs may write beside it.
+    Missing folders are made, and a link stays: its target is written. The content goes first to a hidden file with a
+    short name in the same folder: the final name may be as long as the file system allows, and other jobs may write
+    beside it. What a killed process leaves of that, `remove_remains` finds.
 
     Raises:
-        UsageError: the path cannot be written.
+        UsageError: the path cannot be written, or holds no regular file.
         OSError: the disk is full.
     """
-    path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(4)}.tmp"
+    check_regular(path)
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{_temporary_prefix(target)}{secrets.token_hex(4)}.tmp")
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             _sync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
-        _remove(temporary)
+        if temporary is not None:
+            _remove(temporary)
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
         if error.errno in DISK_FULL:
             raise OSError(error.errno, reason, str(path)) from error  # a failed write does not know its file
         raise UsageError(f"cannot write {path}: {reason}; choose another place") from error
+
+
+def remove_remains(path: Path | str) -> None:
+    """Remove what killed processes have left of writing `path`, which no other process may be writing now."""
+    target = Path(os.path.realpath(path))
+    for remains in target.parent.glob(f"{_temporary_prefix(target)}*.tmp"):
+        _remove(remains)
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
 
 
 def _sync(descriptor: int) -> None:

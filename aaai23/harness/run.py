@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import os
 import random
 import shlex
 import sys
@@ -27,6 +28,7 @@ from aaai23.harness.config import Config
 from aaai23.harness.record import (
     Identity,
     Record,
+    check_regular,
     device_name,
     difference,
     environment,
@@ -34,6 +36,7 @@ from aaai23.harness.record import (
     one_line,
     plain,
     read_record,
+    remove_remains,
     write_atomically,
     write_record,
 )
@@ -167,6 +170,8 @@ class Run:
         """
         self._take_lock()
         try:
+            for suffix in (".json", ".pt"):
+                remove_remains(self.identity.file(suffix))
             earlier = self._earlier()
             self._start_clock(earlier if self._checkpoint else None)
             launch = {**self.config.launch(), "command": shlex.join(sys.argv), "environment": environment()}
@@ -213,10 +218,16 @@ class Run:
             parts: by name, what has a state: networks, optimisers, `Best`.
 
         Raises:
-            UsageError: the checkpoint does not hold the state of these parts.
+            UsageError: the checkpoint does not hold the state of these parts, or is of a step beyond the last.
             OSError: the disk is full.
         """
         behind = self._restore(parts)
+        steps = list(steps)
+        if behind is not None and steps and behind > steps[-1]:
+            raise UsageError(
+                f"{self.identity.file('.pt')} is at {self.step_name} {behind}, beyond the last, {steps[-1]}: "
+                "train for longer, or --again starts anew"
+            )
         for step in steps:
             if behind is not None and step <= behind:
                 continue
@@ -403,6 +414,9 @@ def loss_values(losses: Iterable[Tensor], where: str, remedy: str) -> list[float
 
 # ---- checkpoints
 
+_SEAL = b"sha256 of all before: "
+"""What stands between a checkpoint and its hash."""
+
 
 def check_export(path: Path | None, identity: Identity) -> None:
     """See before hours of work that `export` can write to `path`, and replaces nothing but this run's own.
@@ -412,13 +426,13 @@ def check_export(path: Path | None, identity: Identity) -> None:
     """
     if path is None:
         return
-    if path.exists():
+    if os.path.exists(path):
         problem = difference(load(path), identity)
         if problem:
             raise UsageError(f"the weights {path} stay: {problem}; name another file")
     else:
         write_atomically(path, b"")
-        path.unlink()
+        path.resolve().unlink()  # of a link, its target
 
 
 def export(path: Path | None, identity: Identity) -> None:
@@ -440,6 +454,8 @@ def origin(identity: Identity) -> dict[str, Any]:
 def save(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write `state` to `path` atomically: a killed job leaves the old or the new checkpoint, whole.
 
+    A hash of it follows, which `torch.load` in other programs passes over.
+
     Args:
         path: any name that the file system takes; missing folders are made.
         state: tensors, numbers, text and containers of them, state dicts included.
@@ -450,17 +466,26 @@ def save(path: Path | str, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # torch reports a failed write to a file as a RuntimeError without its reason
     torch.save(dict(state), buffer)
-    write_atomically(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomically(path, content + _SEAL + hashlib.sha256(content).digest())
 
 
 def load(path: Path | str) -> dict[str, Any]:
     """Return the state saved at `path`, its tensors on the CPU; nothing in the file is executed.
 
+    Files of other programs, which have no hash, are read as they are.
+
     Raises:
-        UsageError: there is no such file, or it is not a checkpoint.
+        UsageError: there is no such file, or it is not a checkpoint, or not as it was written.
     """
+    check_regular(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content, seal, digest = Path(path).read_bytes().rpartition(_SEAL)
+        if not seal:
+            content = digest
+        elif hashlib.sha256(content).digest() != digest:
+            raise ValueError("changed since it was written")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"there is no checkpoint {path}; start without --resume or check the path") from error
     except OSError as error:

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +184,69 @@ def test_a_disk_error_on_the_last_step_of_writing_is_not_passed_over(tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "model.pt"
+    link.symlink_to(tmp_path / "elsewhere" / "real.pt")
+    for step in (1, 2):  # the target is missing, then there
+        save(link, {"step": step})
+        assert link.is_symlink() and load(tmp_path / "elsewhere" / "real.pt") == {"step": step}
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.pt"]
+
+
+def test_what_is_no_regular_file_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(os.devnull)
+    for path in (Path(os.devnull), tmp_path / "pipe", tmp_path / "folder", tmp_path / "link"):
+        before = path.stat()
+        for use in (lambda path: save(path, {"step": 1}), load):
+            with pytest.raises(UsageError, match=f"{path} stays: it is a device, a pipe or a folder"):
+                use(path)
+        assert path.stat().st_mode == before.st_mode
+
+
+def test_what_a_killed_process_left_of_its_writing_is_removed_by_its_own_run_alone(tmp_path):
+    code = """
+        import os, signal, sys
+        from tests.aaai23.harness.runs import run_of, take
+        with run_of(".", seed=int(sys.argv[1])) as run:
+            for step in run.steps([1, 2]):
+                run.log(loss=0.5)
+                if step == 2:
+                    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+    """
+    for seed in (0, 1):
+        assert outcome(start(code, tmp_path, seed))[0] == -signal.SIGKILL
+    (folder,) = tmp_path.glob("**/x")
+    assert len(list(folder.glob(".*.tmp"))) == 2
+    with run_of(tmp_path, resume=True) as run:
+        assert len(list(folder.glob(".*.tmp"))) == 1  # the other run may be at work
+        assert take(run, [0.5, 0.5]) == [2]
+
+
+def test_a_changed_bit_is_never_read_as_a_checkpoint(tmp_path):
+    path, state = tmp_path / "model.pt", {"weights": torch.arange(100.0), "name": "a"}
+    save(path, state)
+    content = path.read_bytes()
+    generator, refused = random.Random(0), 0
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = load(path)
+        except UsageError:
+            refused += 1
+        else:  # it was in the words before the hash
+            assert torch.equal(found["weights"], state["weights"]) and found["name"] == "a"
+    assert refused > 190
+    path.write_bytes(content)
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], state["weights"])  # as other programs do
+    torch.save(state, path)
+    assert load(path)["name"] == "a"  # and theirs
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut", "truncated", "a list", "code"])
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "model.pt"
@@ -277,6 +341,16 @@ def test_a_finished_run_may_grow(tmp_path):
         run.finish()
     assert [entry["loss"] for entry in run.history] == [1.0, 0.5, 0.25]
     assert record.finished(run_of(tmp_path, epochs=2).identity) is not None
+
+
+def test_a_run_that_is_further_than_its_new_end_is_not_given_out_as_shorter(tmp_path):
+    with pytest.raises(KeyboardInterrupt), run_of(tmp_path, epochs=4) as run:
+        take(run, [1.0, 0.5])
+        raise KeyboardInterrupt
+    with pytest.raises(UsageError, match="is at epoch 2, beyond the last, 1"), run_of(tmp_path, resume=True) as run:
+        take(run, [1.0])
+    with run_of(tmp_path, epochs=4, resume=True) as run:
+        assert take(run, [1.0, 0.5, 0.25]) == [3]
 
 
 def test_two_processes_are_not_at_work_on_one_run(tmp_path):
