@@ -108,7 +108,7 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         grad_norm_decay_rate: 0.9 above; higher smooths n over more steps.
         target_norm: c, the wanted number of non-zero entries; higher drives beta up.
         exact_scaling: with R > 1 solutions of an instance the step is taken with the norm of theta repeated R times,
-            sqrt(R) larger. False (as the published figures rest on) divides g by the lambda of theta as it is, True by
+            sqrt(R) larger. False (as in the published results) divides g by the lambda of theta as it is, True by
             the lambda of the step; they differ by sqrt(R), and not at all for R = 1.
 
     Raises:

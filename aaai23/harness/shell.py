@@ -94,7 +94,7 @@ def _silence_stdout() -> None:
 
 
 class _StdoutHandler(logging.Handler):
-    """Write each line to what is stdout at that moment, above any progress bar, and flushes."""
+    """Write each line to what is stdout at that moment, above any progress bar, at once."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
@@ -147,4 +147,4 @@ def say_unread(log: logging.Logger, method: str, flags: Iterable[str]) -> None:
 def say_sample_data(log: logging.Logger, run: Identity, folder: object, real: str) -> None:
     """Say that sample data are no real data, such as "BeerAdvocate"."""
     if run.sample_data:
-        log.info(f"{folder} holds sample data, a stand-in for {real}: no figure below is a published one")
+        log.info(f"{folder} holds sample data, a stand-in for {real}: nothing below is a published result")

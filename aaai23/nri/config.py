@@ -106,7 +106,7 @@ class NRIConfig(Config):
     num_rounds: int = _network(1, "--num_rounds", type=positive_int, help="1: messages are passed once a frame")
 
     sst: str = _edges(
-        "tree", "--sst", choices=("indep", "tree", "topk"), help="what samples are: a tree, n-1 edges, any edges"
+        "tree", "--sst", choices=("indep", "tree", "topk"), help="graphs: any edges, a spanning tree, or n-1 edges"
     )
     symmeterize_logits: bool = _edges(
         True, "--symmeterize_logits", **BOOL, help="one logit for both directions of an edge"
@@ -234,7 +234,7 @@ class NRIConfig(Config):
         return f"{self.chosen_method}_T{self.timesteps}_{self.sst}"
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the figures; those of trials that are there have no length."""
+        """Return what decides the metrics; finished trials, which --mode eval measures, have no length."""
         found, known = super().settings(), declared(NRIConfig)
         return {name: it for name, it in found.items() if self.mode == "train" or known[name].role != "length"}
 

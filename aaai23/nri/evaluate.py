@@ -30,7 +30,7 @@ PROJECT = "aimle-nri"
 TRAINED_WITH = (
     *("num_vertices", "dims", "timesteps", "var", "encoder_hidden", "decoder_hidden", "factor", "skip_first"),
     *("symmeterize_logits", "sst", "method", "use_nvil", "use_reinforce", "use_gumbels_for_kl"),
-    *("undirected_theta", "noise", "theta_noise_temperature"),
+    *("undirected_theta", "noise", "theta_noise_temperature", "target", "symmetric_perturbation"),
 )
 """Settings that a trial must have been trained with to be measured by a command line."""
 ALL_MEASUREMENTS = "all_measurements.json"
