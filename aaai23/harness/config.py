@@ -112,7 +112,6 @@ def _number(kind: Callable[[str], _N], low: float, high: float, expected: str) -
 
 _LARGEST = sys.float_info.max
 positive_int = _number(int, 1, _LARGEST, "a whole number of at least 1")
-non_negative_int = _number(int, 0, _LARGEST, "a whole number of at least 0")
 seed_number = _number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
 positive_float = _number(float, 5e-324, _LARGEST, "a number above 0")
 positive_or_infinite = _number(float, 5e-324, float("inf"), "a number above 0, or inf")
