@@ -116,7 +116,9 @@ def curve(runs: Sequence[Record], key: str, step_name: str) -> Iterator[tuple[fl
     """Yield (step, mean, standard deviation) of what runs logged, where all of them have a finite value."""
     histories = []
     for run in runs:
-        entries = {entry.get(step_name, n): entry.get(key) for n, entry in enumerate(run.history, start=1)}
+        entries: dict[Any, Any] = {
+            entry.get(step_name, n): entry.get(key) for n, entry in enumerate(run.history, start=1)
+        }
         histories.append({step: value for step, value in entries.items() if isinstance(value, int | float)})
     for step in sorted(set.intersection(*(set(history) for history in histories))):
         values = [history[step] for history in histories]

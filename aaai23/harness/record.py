@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aaai23.errors import UsageError
 from aaai23.harness.config import Config, declared, defaults
@@ -120,16 +120,24 @@ def difference(saved: Record | Mapping[str, Any], now: Identity) -> str | None:
 # ---- the file
 
 
+LARGEST_METRIC = 1e150
+"""Beyond it a metric counts as infinite: the squares of larger ones are."""
+STEPS = ("epoch", "iteration", "trial")
+"""What histories call a step."""
+Word = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+Metric = Annotated[float | int, Field(ge=-LARGEST_METRIC, le=LARGEST_METRIC)] | str | None
+
+
 class Record(BaseModel):
     """A run's record. NaN and infinite metrics are null; an infinite setting is the text "inf"."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[2] = 2
-    task: str
-    name: str
-    seed: int = Field(ge=0)
-    method: str
+    task: Word
+    name: Word
+    seed: int = Field(ge=0, lt=2**32)
+    method: Word
     status: Literal["running", "finished", "failed"] = "running"
     error: str | None = None
     sample_data: bool
@@ -137,8 +145,25 @@ class Record(BaseModel):
     data: str
     launch: dict[str, Any] = {}
     timing: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    final: dict[str, float | int | str | None] | None = None
+    history: list[dict[str, Metric]] = []
+    final: dict[str, Metric] | None = None
+
+    @field_validator("history")
+    @classmethod
+    def _check_steps(cls, history: list[dict[str, Metric]]) -> list[dict[str, Metric]]:
+        for step in STEPS:
+            for number in (entry[step] for entry in history if step in entry):
+                if type(number) is not int or not 0 <= number <= 2**53:
+                    raise ValueError(f"{step} {number!r} is no number of a step")
+        return history
+
+    @field_validator("timing")
+    @classmethod
+    def _check_seconds(cls, timing: dict[str, Any]) -> dict[str, Any]:
+        seconds = timing.get("seconds", 0)
+        if type(seconds) not in (int, float) or not 0 <= seconds <= LARGEST_METRIC:
+            raise ValueError(f"{seconds!r} is no number of seconds")
+        return timing
 
     def compared(self) -> dict[str, Any]:
         """Return what the same command and seed must reproduce: the record without launch and timing."""
@@ -154,6 +179,7 @@ def read_record(path: Path | str) -> Record:
     remedy = "move it away, or choose another --name"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not whole JSON"
         raise UsageError(f"{path} is no run record: {reason}; {remedy}") from error
@@ -236,7 +262,11 @@ def plain(value: Any) -> Any:
 def metrics(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics as a record holds them: numbers and text, None where one is not finite."""
     found = plain(dict(values))
-    return {key: None if it in ("inf", "-inf") else it for key, it in found.items()}
+    return {key: None if it in ("inf", "-inf") or _is_huge(it) else it for key, it in found.items()}
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) > LARGEST_METRIC
 
 
 def check_regular(path: Path | str) -> None:

@@ -183,7 +183,10 @@ def test_a_record_of_an_earlier_version_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("history", 7), ("history", [1]), ("final", [1]), ("seed", -1), ("seed", "0"), ("status", "done"), ("task", None)],
+    [("history", 7), ("history", [1]), ("final", [1]), ("seed", -1), ("seed", "0"), ("status", "done"), ("task", None)]
+    + [("history", [{"epoch": step}]) for step in (None, 1.0, -1, 10**30)]
+    + [("final", {"loss": value}) for value in (10**400, 1e308, [1.0])]
+    + [("task", "../.."), ("method", ""), ("timing", {"seconds": "abc"}), ("timing", {"seconds": -1.0})],
     ids=str,
 )
 def test_a_record_with_a_strange_field_is_refused_by_the_name_of_the_field(tmp_path, field, value):
@@ -193,6 +196,24 @@ def test_a_record_with_a_strange_field_is_refused_by_the_name_of_the_field(tmp_p
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(UsageError, match=f"is no run record: {field}"):
         read_record(path)
+
+
+def test_text_that_cannot_be_written_is_no_record(tmp_path):
+    with run_of(tmp_path) as run:
+        pass
+    path = run.identity.file(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "\ud800"}))
+    with pytest.raises(UsageError, match="is no run record: not whole JSON"):
+        read_record(path)
+
+
+def test_a_metric_that_is_too_large_counts_as_infinite_and_its_record_can_be_read(tmp_path):
+    with run_of(tmp_path) as run:
+        for _ in run.steps([1]):
+            run.log(loss=1e200, mse=-1e149, nll=-(10**400))
+        run.finish(best=1e308)
+    found = read_record(run.identity.file(".json"))
+    assert found.history == [{"epoch": 1, "loss": None, "mse": -1e149, "nll": None}] and found.final == {"best": None}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../up", "line\nbreak", "x" * 256])
