@@ -18,6 +18,7 @@ BELOW = {  # what each room of aaai23 may import of the others; a task may impor
     "speed": {"errors"},
     "harness": {"errors", "speed"},
     "plots": {"errors", "harness"},
+    "flags": {"harness"},
     "relaxations": {"errors"},
     "structures": {"errors", "relaxations"},
     "methods": {"errors", "relaxations", "structures"},

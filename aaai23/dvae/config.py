@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
     SWITCH,
     Config,
     length,
-    no_gradient,
     non_negative_float,
     positive_float,
     positive_int,
@@ -21,18 +21,15 @@ from aaai23.harness.config import (
 
 METHODS = ("aimle", "imle", "ste", "gumbel-softmax")
 PERTURBED = ("aimle", "imle")
-NOISES = ("none", "sog", "gumbel")
-TARGETS = ("standard", "adaptive")
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 REMEDY = "./get_data.sh vae downloads MNIST, ./get_data.sh sample makes sample data"
 
-_method = partial(setting, group="method")
-_imle = partial(_method, methods=PERTURBED)
-_ste = partial(_method, methods=("ste",))
-_relaxed = partial(_method, methods=("gumbel-softmax",))
+_imle = partial(flags.method, methods=PERTURBED)
+_ste = partial(flags.method, methods=("ste",))
+_relaxed = partial(flags.method, methods=("gumbel-softmax",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,42 +53,30 @@ class VAEConfig(Config):
         None, "--max-iterations", type=positive_int, help="end after this many steps; a resumed run keeps to them"
     )
 
-    method: str = _method(
+    method: str = flags.method(
         "imle", "--method", "-M", choices=METHODS, help="how gradients pass through the choice of bits"
     )
-    symmetric_perturbation: bool = _method(
-        False, "--aimle-symmetric", **SWITCH, methods=("aimle",), help="central instead of forward differences"
-    )
-    target: str = _imle("standard", "--aimle-target", choices=TARGETS, help="where lambda comes from")
-    beta_update_step: float = _imle(
-        1e-4, "--aimle-beta-update-step", type=non_negative_float, help="how fast beta moves"
-    )
-    beta_update_momentum: float = _imle(
-        0.0, "--aimle-beta-update-momentum", type=non_negative_float, help="how much of its last move is kept"
-    )
-    target_norm: float = _imle(
-        1.0, "--aimle-target-norm", type=positive_float, help="wanted non-zero entries of a gradient"
-    )
-    noise: str = _imle("sog", "--imle-noise", choices=NOISES, help="noise of aimle and imle")
-    nb_samples: int = _method(1, "--imle-samples", type=positive_int, help="codes for each image; all methods")
+    symmetric_perturbation: bool = flags.symmetric_perturbation()
+    target: str = flags.target(PERTURBED)
+    beta_update_step: float = flags.beta_update_step(PERTURBED)
+    beta_update_momentum: float = flags.beta_update_momentum(PERTURBED)
+    target_norm: float = flags.target_norm(PERTURBED)
+    noise: str = _imle("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle and imle")
+    nb_samples: int = flags.method(1, "--imle-samples", type=positive_int, help="codes for each image; all methods")
     theta_noise_temperature: float = _imle(
         10.0, "--imle-temperature", type=non_negative_float, help="noise of aimle and imle, both passes"
     )
-    perturbation_size: float = _imle(
-        10.0, "--imle-lambda", type=non_negative_float, help="lambda; for the adaptive target the first beta"
-    )
-    gradient_scaling: bool = _imle(
-        False, "--gradient-scaling", **SWITCH, help="divide by lambda; the adaptive target always does"
-    )
-    ste_noise: str = _ste("sog", "--ste-noise", choices=NOISES, help="noise of method ste")
-    ste_noise_temperature: float = _ste(0.0, "--ste-temperature", type=non_negative_float, help="noise of method ste")
-    init_temperature: float = _method(
+    perturbation_size: float = flags.perturbation_size(PERTURBED, 10.0)
+    gradient_scaling: bool = flags.gradient_scaling(PERTURBED)
+    ste_noise: str = flags.ste_noise()
+    ste_noise_temperature: float = flags.ste_noise_temperature()
+    init_temperature: float = flags.method(
         1.0, "--init-temperature", type=non_negative_float, help="of gumbel-softmax, in the first 1000 steps"
     )
-    min_temperature: float = _method(
+    min_temperature: float = flags.method(
         0.5, "--min-temperature", type=positive_float, help="of gumbel-softmax, at the end"
     )
-    anneal_rate: float = _method(
+    anneal_rate: float = flags.method(
         3e-5, "--anneal-rate", type=non_negative_float, help="how fast the temperature falls with each step"
     )
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")
@@ -124,7 +109,7 @@ class VAEConfig(Config):
             yield "--init-temperature must be above 0 with --method gumbel-softmax, such as 1.0"
         if self.ones > self.code_n:
             yield f"--select-k {self.select_k} of a row's --code-n {self.code_n} entries: select fewer"
-        yield from no_gradient(self)
+        yield from flags.no_gradient(self)
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""

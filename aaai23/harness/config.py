@@ -182,13 +182,6 @@ def refuse(config: Config) -> None:
         raise UsageError(reason)
 
 
-def no_gradient(config: Any) -> Iterable[str]:
-    """Yield a refusal of a lambda that is zero and stays so: no gradient would reach what is before the solver."""
-    stays = config.target == "standard" or config.beta_update_step == 0
-    if config.method in ("imle", "aimle", "imletopk") and config.perturbation_size == 0 and stays:
-        yield "--imle-lambda 0 that does not adapt gives no gradient: raise it, or give --aimle-target adaptive"
-
-
 def declared(kind: type[Config]) -> dict[str, Setting]:
     """Return the settings of a configuration by the names of their fields."""
     return {field.name: field.metadata["setting"] for field in dataclasses.fields(kind) if "setting" in field.metadata}

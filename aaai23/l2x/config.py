@@ -8,23 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
     SWITCH,
     Config,
     launch,
     length,
-    no_gradient,
     non_negative_float,
-    positive_float,
     positive_int,
     setting,
 )
 
 METHODS = ("aimle", "imle", "imletopk", "ste", "sst", "softsub", "l2x")
 PERTURBED = ("aimle", "imle", "imletopk")
-NOISES = ("none", "sog", "gumbel")
-TARGETS = ("standard", "adaptive")
 PRESETS: dict[str, dict[str, Any]] = {
     # as published for I-MLE
     "imletopk": {
@@ -43,8 +40,7 @@ VECTORS_FILE = "review+wiki.filtered.200.txt"
 EMBEDDING_SIZE = 200  # numbers after a word; the selector's first convolution has this many input channels
 
 
-_method = partial(setting, group="method")
-_imle = partial(_method, methods=PERTURBED)
+_imle = partial(flags.method, methods=PERTURBED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,44 +68,32 @@ class L2XConfig(Config):
     )
     debug: bool = launch(False, "--debug", "-D", **SWITCH, help="log the loss of every step")
 
-    method: str = _method("imle", "--method", "-M", choices=METHODS, help="imletopk: imle, with the published defaults")
-    symmetric_perturbation: bool = _method(
-        False, "--aimle-symmetric", **SWITCH, methods=("aimle",), help="central instead of forward differences"
+    method: str = flags.method(
+        "imle", "--method", "-M", choices=METHODS, help="imletopk: imle, with the published defaults"
     )
-    target: str = _imle("standard", "--aimle-target", choices=TARGETS, help="where lambda comes from")
-    noise: str = _imle("sog", "--imle-noise", choices=NOISES, help="noise of aimle and imle")
-    nb_samples: int = _method(1, "--imle-samples", type=positive_int, help="solutions for each review")
+    symmetric_perturbation: bool = flags.symmetric_perturbation()
+    target: str = flags.target(PERTURBED)
+    noise: str = _imle("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle and imle")
+    nb_samples: int = flags.method(1, "--imle-samples", type=positive_int, help="solutions for each review")
     theta_noise_temperature: float = _imle(
         0.0, "--imle-input-temperature", type=non_negative_float, help="noise of the forward pass"
     )
     target_noise_temperature: float = _imle(
         10.0, "--imle-output-temperature", type=non_negative_float, help="noise of the target pass"
     )
-    perturbation_size: float = _imle(
-        1000.0, "--imle-lambda", type=non_negative_float, help="lambda; for the adaptive target the first beta"
-    )
-    beta_update_step: float = _imle(
-        1e-4, "--aimle-beta-update-step", type=non_negative_float, help="how fast beta moves"
-    )
-    beta_update_momentum: float = _imle(
-        0.0, "--aimle-beta-update-momentum", type=non_negative_float, help="how much of its last move is kept"
-    )
-    target_norm: float = _imle(
-        1.0, "--aimle-target-norm", type=positive_float, help="wanted non-zero entries of a gradient"
-    )
-    gradient_scaling: bool = _imle(
-        False, "--gradient-scaling", **SWITCH, help="divide by lambda; the adaptive target always does"
-    )
-    sst_temperature: float = _method(
+    perturbation_size: float = flags.perturbation_size(PERTURBED, 1000.0)
+    beta_update_step: float = flags.beta_update_step(PERTURBED)
+    beta_update_momentum: float = flags.beta_update_momentum(PERTURBED)
+    target_norm: float = flags.target_norm(PERTURBED)
+    gradient_scaling: bool = flags.gradient_scaling(PERTURBED)
+    sst_temperature: float = flags.method(
         0.1, "--sst-temperature", type=non_negative_float, methods=("sst",), help="of method sst"
     )
-    softsub_temperature: float = _method(
+    softsub_temperature: float = flags.method(
         0.5, "--softsub-temperature", type=non_negative_float, methods=("softsub",), help="of method softsub"
     )
-    ste_noise: str = _method("sog", "--ste-noise", choices=NOISES, methods=("ste",), help="noise of method ste")
-    ste_noise_temperature: float = _method(
-        0.0, "--ste-temperature", type=non_negative_float, methods=("ste",), help="noise of method ste"
-    )
+    ste_noise: str = flags.ste_noise()
+    ste_noise_temperature: float = flags.ste_noise_temperature()
 
     exact_scaling = True  # the gradient does not grow with the number of samples
     hard = False
@@ -135,7 +119,7 @@ class L2XConfig(Config):
             yield f"--select-k {self.select_k} words of --max-len {self.max_len}: select fewer words"
         if self.method in ("sst", "softsub") and self.relaxation_temperature == 0:
             yield f"--{self.method}-temperature must be above 0 with --method {self.method}"
-        yield from no_gradient(self)
+        yield from flags.no_gradient(self)
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
     Config,
     declared,
     launch,
     length,
-    no_gradient,
     non_negative_float,
     positive_float,
     positive_int,
@@ -29,8 +29,6 @@ from aaai23.harness.config import (
 METHODS = ("sst", "imle", "aimle", "ste")
 PERTURBED = ("aimle", "imle")
 SCORE = ("nvil", "reinforce")
-NOISES = ("none", "sog", "gumbel")
-TARGETS = ("standard", "adaptive")
 RELAXATIONS = ("exp_family_entropy", "binary_entropy")
 SPLITS = ("train", "valid", "test")
 ROOT = Path("experiments")
@@ -44,9 +42,8 @@ _network = partial(setting, group="networks")
 _edges = partial(setting, group="edges")
 _sst = partial(_edges, methods=("sst",))
 _score = partial(setting, group="score function", methods=SCORE)
-_method = partial(setting, group="method")
-_imle = partial(_method, methods=PERTURBED)
-_perturbed = partial(_method, methods=(*PERTURBED, "ste"))
+_imle = partial(flags.method, methods=PERTURBED)
+_perturbed = partial(flags.method, methods=(*PERTURBED, "ste"))
 _evaluation = partial(setting, group="evaluation")
 
 
@@ -145,18 +142,12 @@ class NRIConfig(Config):
         0.99, "--ema_for_loss", type=probability, help="decay of the running mean of NVIL and of ema"
     )
 
-    method: str = _method("sst", "--method", choices=METHODS, help="how gradients reach the encoder")
-    symmetric_perturbation: bool = _method(
-        False, "--aimle-symmetric", **SWITCH, methods=("aimle",), help="central instead of forward differences"
-    )
-    target: str = _imle("standard", "--aimle-target", choices=TARGETS, help="where lambda comes from")
-    perturbation_size: float = _imle(
-        0.0, "--imle-lambda", type=non_negative_float, help="lambda; for the adaptive target the first beta"
-    )
-    beta_update_step: float = _imle(
-        1e-4, "--imle-lambda-update-step", type=non_negative_float, help="how fast beta moves"
-    )
-    noise: str = _perturbed("sog", "--imle-noise", choices=NOISES, help="noise of aimle, imle and ste")
+    method: str = flags.method("sst", "--method", choices=METHODS, help="how gradients reach the encoder")
+    symmetric_perturbation: bool = flags.symmetric_perturbation(**SWITCH)
+    target: str = flags.target(PERTURBED)
+    perturbation_size: float = flags.perturbation_size(PERTURBED, 0.0)
+    beta_update_step: float = flags.beta_update_step(PERTURBED, "--imle-lambda-update-step")
+    noise: str = _perturbed("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle, imle and ste")
     theta_noise_temperature: float = _perturbed(
         0.0, "--imle-noise-temperature", type=non_negative_float, help="noise of both passes"
     )
@@ -166,9 +157,7 @@ class NRIConfig(Config):
     undirected_theta: bool = _imle(
         False, "--undirected-theta", **SWITCH, help="over trees one entry an edge; else both directions, as published"
     )
-    gradient_scaling: bool = _imle(
-        False, "--gradient-scaling", **SWITCH, help="divide by lambda; the adaptive target always does"
-    )
+    gradient_scaling: bool = flags.gradient_scaling(PERTURBED, **SWITCH)
 
     eval_batch_size: int = _evaluation(100, "--eval_batch_size", type=positive_int, help="held-out graphs at once")
     edge_metric_num_samples: int = _evaluation(
@@ -273,7 +262,7 @@ class NRIConfig(Config):
             yield "--reinforce_baseline batch needs --batch_size of 2 or more"
         if self.chosen_method == "sst" and self.hard != self.st:
             yield "--hard True and --st True go together: discrete samples have no gradient but a straight-through one"
-        yield from no_gradient(self)
+        yield from flags.no_gradient(self)
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""
