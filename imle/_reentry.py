@@ -32,10 +32,6 @@ def _called_from(file: str) -> bool:
     return False
 
 
-def _same(x: Tensor | None, y: Tensor) -> bool:
-    return x is not None and torch.equal(x, y)
-
-
 def differentiated_row_by_row() -> bool:
     """Whether a Jacobian is being taken, by `torch.func` or `torch.autograd.functional`: many backward passes in one.
 
@@ -59,7 +55,8 @@ def repeatable(generator: torch.Generator | None) -> torch.Generator | None:
     if torch._C._current_graph_task_id() == -1:  # not inside a backward pass: the first run
         states = _states.setdefault(generator, OrderedDict())
         state = generator.get_state()
-        states[name] = None if name in states and not _same(states[name], state) else state
+        earlier = states.get(name, state)
+        states[name] = state if earlier is not None and torch.equal(earlier, state) else None
         if len(states) > _MOST_STATES:
             states.popitem(last=False)
         return generator
