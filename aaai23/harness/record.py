@@ -313,6 +313,17 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         raise UsageError(f"cannot write {path}: {reason}; choose another place") from error
 
 
+def check_writable(path: Path | str) -> None:
+    """See that a file can be made at `path`, where there is none; none is left.
+
+    Raises:
+        UsageError: it cannot.
+        OSError: the disk is full.
+    """
+    write_atomically(path, b"")
+    Path(path).resolve().unlink()  # of a link, its target
+
+
 def remove_remains(path: Path | str) -> None:
     """Remove what killed processes have left of writing `path`, which no other process may be writing now."""
     target = Path(os.path.realpath(path))

@@ -29,6 +29,7 @@ from aaai23.harness.record import (
     Identity,
     Record,
     check_regular,
+    check_writable,
     device_name,
     difference,
     environment,
@@ -431,8 +432,7 @@ def check_export(path: Path | None, identity: Identity) -> None:
         if problem:
             raise UsageError(f"the weights {path} stay: {problem}; name another file")
     else:
-        write_atomically(path, b"")
-        path.resolve().unlink()  # of a link, its target
+        check_writable(path)
 
 
 def export(path: Path | None, identity: Identity) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import Identity, difference, plain, write_atomically
+from aaai23.harness.record import Identity, check_writable, difference, plain, write_atomically
 from aaai23.harness.run import load, origin, save
 from aaai23.nri.config import ROOT, NRIConfig
 
@@ -74,9 +74,7 @@ def check(trial: Path, run: Identity) -> None:
         problem = difference(read_config(trial), run)
         if problem:
             raise UsageError(f"the trial {trial} stays: {problem}; choose another --experiments_folder")
-    probe = trial / ".probe"
-    write_atomically(probe, b"")
-    probe.unlink()
+    check_writable(trial / ".probe")
 
 
 def begin(trial: Path, run: Identity) -> None:
