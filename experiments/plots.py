@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aaai23.harness.record import STEPS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from tables import Metric, Row, Table
 
 ASPECTS = {"0": "appearance", "1": "aroma", "2": "palate", "3": "taste"}
-STEPS = ("epoch", "iteration")
 DOTS_PER_INCH = 110
 
 

@@ -40,6 +40,12 @@ class Task:
     curves: Mapping[str, str]
 
 
+TEST_GRAPHS = (
+    Metric("test_elbo", "test ELBO", 1),
+    Metric("test_acc", "test accuracy", 4),
+    Metric("test_precision", "test precision", 4),
+    Metric("test_recall", "test recall", 4),
+)
 TASKS = {
     "l2x": Task(
         "Learning to explain",
@@ -67,10 +73,7 @@ TASKS = {
         {"T": "timesteps", "method": "method"},
         (
             Metric("val_elbo", "validation ELBO", 1),
-            Metric("test_elbo", "test ELBO", 1),
-            Metric("test_acc", "test accuracy", 4),
-            Metric("test_precision", "test precision", 4),
-            Metric("test_recall", "test recall", 4),
+            *TEST_GRAPHS,
         ),
         {"val_elbo": "validation ELBO", "val_precision": "validation precision", "beta": "beta"},
     ),
@@ -79,10 +82,7 @@ TASKS = {
         {"T": "timesteps", "method": "method"},
         (
             Metric("valid_elbo", "validation ELBO", 1),
-            Metric("test_elbo", "test ELBO", 1),
-            Metric("test_acc", "test accuracy", 4),
-            Metric("test_precision", "test precision", 4),
-            Metric("test_recall", "test recall", 4),
+            *TEST_GRAPHS,
         ),
         {},
     ),
