@@ -70,13 +70,13 @@ class VAEConfig(Config):
     gradient_scaling: bool = flags.gradient_scaling(PERTURBED)
     ste_noise: str = flags.ste_noise()
     ste_noise_temperature: float = flags.ste_noise_temperature()
-    init_temperature: float = flags.method(
+    init_temperature: float = _relaxed(
         1.0, "--init-temperature", type=non_negative_float, help="of gumbel-softmax, in the first 1000 steps"
     )
-    min_temperature: float = flags.method(
+    min_temperature: float = _relaxed(
         0.5, "--min-temperature", type=positive_float, help="of gumbel-softmax, at the end"
     )
-    anneal_rate: float = flags.method(
+    anneal_rate: float = _relaxed(
         3e-5, "--anneal-rate", type=non_negative_float, help="how fast the temperature falls with each step"
     )
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")

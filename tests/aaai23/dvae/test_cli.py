@@ -76,7 +76,7 @@ def test_the_missions_command_is_accepted_and_means_what_it_says():
     assert (config.method, config.epochs, config.select_k, config.nb_samples, config.seed) == ("aimle", 100, 10, 10, 0)
     assert config.gradient_scaling and config.symmetric_perturbation and config.target == "adaptive"
     assert (config.perturbation_size, config.init_temperature, config.target_norm) == (0, 0, 10)
-    assert {"--ste-noise", "--ste-temperature"} <= set(unread)
+    assert {"--ste-noise", "--ste-temperature", "--init-temperature"} <= set(unread)
 
 
 def test_defaults_are_those_of_the_released_script():
