@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
@@ -43,10 +44,15 @@ def decorator(name: str, estimator: Callable[Options, Estimator[Output]]) -> Dec
             hasattr(function, "sample") and not callable(function)
         ):
             raise TypeError(f"give options by name, such as noise_distribution=...; {function!r} stands for the solver")
+        for option in options.keys() - parameters.keys():
+            near = difflib.get_close_matches(option, parameters, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(parameters)}"
+            raise TypeError(f"{name} has no option {option}: {hint}")
         made: Any = estimator(**options)  # type: ignore[call-arg]
         return made if function is None else made(function)
 
     kind = cast(type, estimator)
+    parameters = inspect.signature(kind).parameters
     solver = inspect.Parameter("function", inspect.Parameter.POSITIONAL_ONLY, default=None)
     shared = [base for base in kind.__mro__[1:] if issubclass(base, Estimator)]
     decorate.__name__ = decorate.__qualname__ = name
@@ -54,5 +60,5 @@ def decorator(name: str, estimator: Callable[Options, Estimator[Output]]) -> Dec
     decorate.__doc__ = "\n\n".join(
         [inspect.getdoc(kind) or "", *(inspect.cleandoc(base.__doc__ or "") for base in shared)]
     )
-    decorate.__signature__ = inspect.Signature([solver, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
+    decorate.__signature__ = inspect.Signature([solver, *parameters.values()])  # type: ignore[attr-defined]
     return cast(Any, decorate)

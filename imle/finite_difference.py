@@ -71,7 +71,9 @@ class FiniteDifference(PerturbAndMAP):
             difference = -difference
         g = self.target.scale(difference, theta, dy, size)
         if take_note:
-            self.target.update(difference, dy)
+            skipped = getattr(solve, "skipped", None)
+            solved = slice(None) if skipped is None else ~skipped
+            self.target.update(difference[solved], dy[solved])
         return g
 
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:

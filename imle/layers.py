@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,18 @@ class MAPLayer(nn.Module):
         if name == "estimator":
             target: Any = getattr(value, "target_distribution", None)
             super().__setattr__("target_distribution", target)
+
+    def extra_repr(self) -> str:
+        """The solver and the estimator with its options that are not the defaults, for print()."""
+        name = getattr(self.solver, "__name__", repr(self.solver))
+        options = [
+            f"{option.name}={getattr(self.estimator, option.name)!r}"
+            for option in fields(self.estimator)
+            if option.repr
+            and option.name != "target_distribution"  # which is a part of the module
+            and getattr(self.estimator, option.name) != option.default
+        ]
+        return f"solver={name}, estimator={type(self.estimator).__name__}({', '.join(options)})"
 
     def sample(self, theta: Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
         """Return perturbed solutions `[B*S*M, ...]` that carry a gradient, in either mode; for `sfe` a pair.

@@ -35,8 +35,9 @@ class Estimator(Generic[Output]):
     """Base of all estimators: how the forward pass is perturbed.
 
     The decorated solver maps theta `[B, ...]` to solutions `[B*S*M, ...]`, those of one instance side by side. It keeps
-    the solver's further arguments: tensors and arrays among them whose first dimension is B are repeated to match,
-    and get no gradient. Each call of the solver sees `[B*S*M, ...]` rows in the order of the batch.
+    the solver's further arguments: tensors and arrays among them whose first dimension is B, and lists and tuples of B
+    objects, also within dicts, are repeated to match (`imle.solver.shared` marks what is not); none gets a gradient.
+    Each call of the solver sees `[B*S*M, ...]` rows in the order of the batch.
 
     Args:
         noise_distribution: where eps comes from: any object with `sample(shape)`; None adds no noise.
@@ -52,6 +53,10 @@ class Estimator(Generic[Output]):
         self._check_counts("nb_samples")
         if self.noise_distribution is not None and not hasattr(self.noise_distribution, "sample"):
             raise TypeError(f"noise_distribution needs a sample(shape) method, {self.noise_distribution!r} has none")
+        if not isinstance(self.generator, torch.Generator | None):
+            raise TypeError(
+                f"generator must be a torch.Generator, such as torch.Generator().manual_seed(1), not {self.generator!r}"
+            )
 
     def _check_counts(self, *names: str) -> None:
         for name in names:
@@ -232,6 +237,9 @@ class PerturbAndMAP(Estimator[Tensor]):
         rows = (theta.shape[0], self.rows)
         dy, finite = self.check_gradient(dy)
         z, dy = z.unflatten(0, rows), dy.unflatten(0, rows)
+        if solver.skipped is not None:
+            skipped = solver.skipped.view(-1, *[1] * (theta.dim() - 1))
+            theta, dy = theta.masked_fill(skipped, 0.0), dy.masked_fill(skipped.unsqueeze(1), 0.0)
         if host_may_wait(theta):  # the forward pass has refused a broken theta
             g = self.gradient(solver, theta, noise, z, dy, take_note)
             g = g.mean(dim=1) if g.shape[1] > 1 else g[:, 0]
@@ -239,6 +247,8 @@ class PerturbAndMAP(Estimator[Tensor]):
             broken = rows_with(self.broken(theta))
             theta, dy = theta.masked_fill(broken, 0.0), dy.masked_fill(broken.unsqueeze(1), torch.nan)
             g = self.gradient(solver, theta, noise, z, dy, take_note).mean(dim=1).masked_fill(broken, torch.nan)
+        if solver.skipped is not None:
+            g = g.masked_fill(solver.skipped.view(-1, *[1] * (theta.dim() - 1)), 0.0)
         return g if finite is None else torch.where(finite, g, torch.nan)
 
     def average(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from imle._numerics import host_may_wait, host_sees_finite, name_rows
+from imle._numerics import host_may_wait, host_sees_finite, name_rows, rows_with
 
 Arguments = ParamSpec("Arguments")
 Output_co = TypeVar("Output_co", covariant=True)
@@ -32,12 +32,79 @@ class DifferentiableSolver(Protocol[Arguments, Output_co]):
         ...
 
 
+class Shared:
+    """An argument that belongs to no instance, though its first dimension happens to be B; see `shared`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def shared(value: Any) -> Any:
+    """Mark an argument of a solver as one thing for all instances, so that it is neither repeated nor dealt out.
+
+    Args:
+        value: anything. A list, a dict or an object reaches the solver as the very one, so that it may keep a cache in
+            it; a tensor or array as a copy.
+
+    Example:
+        >>> from imle.ste import ste
+        >>> @ste(nb_samples=2)
+        ... def solver(theta, prices):
+        ...     print(len(theta), len(prices))
+        ...     return theta
+        >>> theta, prices = torch.zeros(3, 5), torch.ones(3)
+        >>> _ = solver(theta, prices), solver(theta, shared(prices))
+        6 6
+        6 3
+    """
+    return Shared(value)
+
+
+def assign(value: Any, batch_size: int, each: Callable[[Any], Any], common: Callable[[Any], Any]) -> Any:
+    """Return a solver's argument with `each` applied to what holds an item for each of B instances.
+
+    That is a tensor or array whose first dimension is B, or a list or tuple of B objects, also within other lists,
+    tuples and dicts; `common` is applied to all else. A list or dict in which nothing changes stays the same object.
+    """
+    if isinstance(value, Tensor) or _is_array(value):
+        return (each if value.ndim and value.shape[0] == batch_size else common)(value)
+    if type(value) in (list, tuple) and len(value) == batch_size:
+        return each(value)
+    return _rebuilt(value, lambda item: assign(item, batch_size, each, common), common)
+
+
+def own(value: Any) -> Any:
+    """Return a value of which tensors and arrays, also within lists, tuples and dicts, are nobody else's."""
+    if isinstance(value, Shared):
+        return own(value.value) if isinstance(value.value, Tensor) or _is_array(value.value) else value.value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if _is_array(value):
+        return value.copy()
+    return _rebuilt(value, own, lambda item: item)
+
+
+def _rebuilt(value: Any, inside: Callable[[Any], Any], leaf: Callable[[Any], Any]) -> Any:
+    """Return a list, tuple or dict with `inside` applied to its items, itself if they stay; of all else its `leaf`."""
+    if type(value) in (list, tuple):
+        items = [inside(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value)) else type(value)(items)
+    if type(value) is dict:
+        named = {key: inside(item) for key, item in value.items()}
+        return value if all(named[key] is item for key, item in value.items()) else named
+    return leaf(value)
+
+
 class BoundSolver:
     """A solver with its extra arguments bound, over R rows for each instance of one batch of B.
 
-    Every call of the solver sees B*R rows, in the order of the batch. Tensors and arrays among the arguments whose
-    first dimension is B are repeated to match; none of them gets a gradient. The solver owns all memory that it is
+    Every call of the solver sees B*R rows, in the order of the batch. What holds an item for each instance among the
+    arguments is repeated to match (see `assign`); no argument gets a gradient. The solver owns all memory that it is
     given: it may write on it.
+
+    A solver with an attribute `may_skip` that is true may answer NaN for instances that it could not solve.
 
     Args:
         solver: parameters `[B*R, ...]` -> solutions of the same shape.
@@ -49,6 +116,8 @@ class BoundSolver:
 
     def __init__(self, solver: Solver, batch_size: int, rows: int, args: tuple, kwargs: dict):
         self.solver, self.batch_size, self.rows, self.args, self.kwargs = solver, batch_size, rows, args, kwargs
+        self.skipped: Tensor | None = None
+        """`[B]`, which instances the solver could not solve in any call so far; None where it solved all of them."""
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Solve `[B, R, ...]`; the answer has its shape, dtype and device."""
@@ -71,28 +140,44 @@ class BoundSolver:
         if not parameters.shape[0]:
             return torch.zeros_like(theta)
         shape = tuple(parameters.shape)
-        args = [self._own(value) for value in self.args]
-        kwargs = {name: self._own(value) for name, value in self.kwargs.items()}
+        args = [self._argument(value) for value in self.args]
+        kwargs = {name: self._argument(value) for name, value in self.kwargs.items()}
         z = _as_tensor(self.solver(parameters, *args, **kwargs))
         if tuple(z.shape) != shape:
             raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
         z = z.detach().to(theta)
         if host_may_wait(z) and not host_sees_finite(z):
-            raise FloatingPointError(f"the solver's answer is not finite in {name_rows(~z.isfinite())} of its batch")
+            if not getattr(self.solver, "may_skip", False):
+                raise FloatingPointError(
+                    f"the solver's answer is not finite in {name_rows(~z.isfinite())} of its batch"
+                )
+            z = self._without_skipped(z)
         return z.reshape(theta.shape)
 
-    def _own(self, value: Any) -> Any:
-        """Return an argument as the solver gets it.
+    def _without_skipped(self, z: Tensor) -> Tensor:
+        """Take note of rows that are not finite; return z `[B*R, ...]` with zeros in their place."""
+        unsolved = rows_with(~z.isfinite())
+        instances = unsolved.view(self.batch_size, -1).any(dim=1)
+        self.skipped = instances if self.skipped is None else self.skipped | instances
+        return z.masked_fill(unsolved, 0.0)
 
-        A tensor or array has memory of its own, and is repeated if it is one of the instances'; the rest is as it is.
-        """
-        if not isinstance(value, Tensor) and not _is_array(value):
-            return value
-        repeated = value.ndim > 0 and value.shape[0] == self.batch_size and self.rows > 1
+    def _argument(self, value: Any) -> Any:
+        """Return an argument as the solver gets it."""
+        return assign(value, self.batch_size, self._repeat, self._common)
+
+    def _common(self, value: Any) -> Any:
+        # a solver that deals its arguments out to instances must be told, too
+        return value if isinstance(value, Shared) and getattr(self.solver, "takes_shared", False) else own(value)
+
+    def _repeat(self, value: Any) -> Any:
+        """Return what has B items with B*R, those of one instance side by side, in memory of their own."""
+        if self.rows == 1:
+            return own(value)
         if isinstance(value, Tensor):
-            value = value.detach()
-            return value.repeat_interleave(self.rows, dim=0) if repeated else value.clone()
-        return value.repeat(self.rows, axis=0) if repeated else value.copy()
+            return value.detach().repeat_interleave(self.rows, dim=0)
+        if _is_array(value):
+            return value.repeat(self.rows, axis=0)
+        return type(value)(own(item) for item in value for _ in range(self.rows))
 
 
 class _Solve(torch.autograd.Function):
