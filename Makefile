@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 
-.PHONY: demo test check bench data clean
+.PHONY: demo test test-oldest check bench data dist publish clean
 
 demo: $(READY)
 	./get_data.sh sample
@@ -12,6 +13,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --durations 5
+
+# The library's tests with the oldest torch that it supports, in an environment of their own.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -q -n 2 tests/imle
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -24,11 +29,25 @@ bench: $(READY)
 data: $(READY)
 	./get_data.sh
 
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+
+publish: dist
+	$(BIN)/python -m pip install --quiet twine
+	$(BIN)/python -m twine upload dist/*
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(OLDEST)/.ready: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"torch==2.4.*" "numpy<2.3" scipy networkx==3.4.2 pytest pytest-xdist
 	touch $@

@@ -21,6 +21,8 @@ from imle.layers import MAPLayer
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
+__version__ = "0.2.0"
+
 __all__ = [
     "AdaptiveTargetDistribution",
     "BaseNoiseDistribution",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import MutableMapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,9 @@ _MOST_STATES = 1024  # 5 KB each
 
 # for each generator of somebody's own, its state before each draw that may be repeated, under the draw's name; None
 # where two draws have one name, since torch's own generator was seeded alike for both
-_states: WeakKeyDictionary[torch.Generator, OrderedDict[int, Tensor | None]] = WeakKeyDictionary()
+_states: MutableMapping[torch.Generator, OrderedDict[int, Tensor | None]] = (
+    WeakKeyDictionary() if torch.Generator.__weakrefoffset__ else {}  # torch 2.4 has no weak references to generators
+)
 
 
 def _called_from(file: str) -> bool:
