@@ -17,17 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from aaai23.relaxations import check_temperature, concrete_max, gumbel_softmax, softsub, straight_through
-from aaai23.structures import Structure
 from imle.aimle import aimle
 from imle.imle import imle
-from imle.layers import MAPLayer
+from imle.layers import MAPLayer, RelaxedLayer
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.relaxations import concrete_max, gumbel_softmax, softsub
 from imle.sfe import sfe
 from imle.ste import ste
+from imle.structures import Structure, stochastic_softmax
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
 
@@ -92,51 +91,6 @@ TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
 }
 
 
-class RelaxedLayer(nn.Module):
-    """A baseline whose samples are relaxed: real numbers in place of 0 and 1, through which gradients pass.
-
-    Args:
-        solver: theta `[B, N]` -> MAP(theta) `[B, N]`.
-        relax: theta `[B, N]`, temperature and generator, by name -> a random relaxed solution `[B, N]`.
-        temperature: positive; lower is closer to discrete. An attribute, for a schedule to set.
-        nb_samples: S.
-    """
-
-    # below any score that a network gives, and finite: rows with too few allowed positions still have k entries
-    FORBIDDEN = -1e4
-
-    def __init__(
-        self,
-        solver: Callable[..., Tensor],
-        relax: Callable[..., Tensor],
-        temperature: float,
-        nb_samples: int = 1,
-    ):
-        super().__init__()
-        self.solver, self.relax, self.temperature, self.nb_samples = solver, relax, temperature, nb_samples
-
-    def sample(self, theta: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Return relaxed solutions `[B*S, N]` in either mode; what `mask` `[B, N]` forbids, by False, is left out.
-
-        Raises:
-            UsageError: the temperature is not positive.
-        """
-        if mask is not None:
-            theta = theta.masked_fill(~mask, self.FORBIDDEN)
-        if self.nb_samples > 1:
-            theta = theta.repeat_interleave(self.nb_samples, dim=0)
-        return self.relax(theta, temperature=self.temperature, generator=generator)
-
-    @torch.no_grad()
-    def solve(self, theta: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return MAP(theta) `[B, N]`, without noise and without a gradient, in either mode."""
-        return self.solver(theta) if mask is None else self.solver(theta, mask=mask)
-
-    def forward(self, theta: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sample (training) or solve (evaluation)."""
-        return (self.sample if self.training else self.solve)(theta, mask)
-
-
 Layer = MAPLayer | RelaxedLayer
 
 
@@ -179,33 +133,6 @@ def score_function_layer(structure: Structure, settings: Settings) -> Layer:
 def sst_layer(structure: Structure, settings: Settings) -> Layer:
     """Stochastic softmax tricks, on any structure."""
     return _relaxed(structure, settings, functools.partial(stochastic_softmax, structure=structure, hard=settings.hard))
-
-
-def stochastic_softmax(
-    theta: Tensor,
-    structure: Structure,
-    temperature: float,
-    hard: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Sample a relaxed solution: the marginals of a structure at perturbed logits over a temperature.
-
-    Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
-
-    Args:
-        theta: logits `[B, N]`.
-        structure: the family of solutions.
-        temperature: positive; lower is closer to discrete and has gradients of larger variance.
-        hard: return the MAP of the same perturbed logits, with the gradient of the relaxed solution.
-        generator: source of the noise; torch's own when None.
-
-    Raises:
-        UsageError: the temperature is not positive.
-    """
-    check_temperature(temperature)
-    utilities = structure.perturb(theta, generator=generator)
-    soft = structure.marginals(utilities / temperature)
-    return (straight_through(structure.solve(utilities), soft) if hard else soft).to(theta.dtype)
 
 
 def softsub_layer(structure: Structure, settings: Settings) -> Layer:

@@ -7,9 +7,9 @@ import torch
 from aaai23.dvae import fast
 from aaai23.dvae.model import DiscreteVAE, losses, training_loss
 from aaai23.methods import METHODS, Layer, MethodSettings
-from aaai23.structures import k_subsets
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
+from imle.structures import k_subsets
 
 BATCH, PIXELS, SAMPLES, M, N, K = 100, 784, 10, 20, 20, 10
 

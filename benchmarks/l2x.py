@@ -8,9 +8,9 @@ from torch import Tensor
 from aaai23.l2x import fast, model
 from aaai23.l2x.model import Explainer, Predictor, squared_error
 from aaai23.methods import METHODS, MethodSettings
-from aaai23.structures import k_subsets
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
+from imle.structures import k_subsets
 
 BATCH, LENGTH, MEAN, K, WORDS = 40, 350, 130, 10, 20_000
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from aaai23.methods import RelaxedLayer
+from imle.layers import RelaxedLayer
 
 
 @dataclass(frozen=True)

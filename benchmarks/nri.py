@@ -11,11 +11,11 @@ from aaai23.methods import METHODS, MethodSettings
 from aaai23.nri import fast, model
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
 from aaai23.nri.model import symmetrise, to_directed
-from aaai23.relaxations import straight_through
-from aaai23.structures import spanning_trees
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
+from imle.relaxations import straight_through
 from imle.solvers import spanning_tree_edges
+from imle.structures import spanning_trees
 
 BATCH, VERTICES, T, STEPS, DIMS = 128, 10, 10, 9, 2
 

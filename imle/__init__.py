@@ -17,7 +17,7 @@ an estimator as a module.
 The four functions live in modules of their own names and are not re-exported here: they would hide the modules.
 """
 
-from imle.layers import MAPLayer
+from imle.layers import MAPLayer, RelaxedLayer
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
@@ -29,6 +29,7 @@ __all__ = [
     "BaseTargetDistribution",
     "GumbelNoiseDistribution",
     "MAPLayer",
+    "RelaxedLayer",
     "SumOfGammaNoiseDistribution",
     "TargetDistribution",
 ]

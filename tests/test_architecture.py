@@ -19,9 +19,7 @@ BELOW = {  # what each room of aaai23 may import of the others; a task may impor
     "harness": {"errors", "speed"},
     "plots": {"errors", "harness"},
     "flags": {"harness"},
-    "relaxations": {"errors"},
-    "structures": {"errors", "relaxations"},
-    "methods": {"errors", "relaxations", "structures"},
+    "methods": set(),
 }
 READ_BY_EXPERIMENTS = {"aaai23.errors", "aaai23.harness.config", "aaai23.harness.record"}
 HEAVY = ["gensim", "sklearn", "scipy", "matplotlib", "wandb", "networkx", "pandas"]

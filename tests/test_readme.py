@@ -184,6 +184,8 @@ def test_the_examples_of_the_librarys_page_run():
     layer = names["layer"]
     for solutions in (layer(weights + weights.mT), layer.eval()(weights + weights.mT)):
         assert torch.equal(solutions.sum((1, 2)), torch.tensor([6.0, 6.0]))
+    for solutions in (names["relaxed"](torch.randn(2, 45)), names["relaxed"].eval()(torch.randn(2, 45))):
+        torch.testing.assert_close(solutions.sum(1), torch.tensor([9.0, 9.0]))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", "docs/library.md")])

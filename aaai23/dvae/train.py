@@ -19,7 +19,7 @@ from aaai23.harness.run import Run, batches_of, epoch_order, loss_values, seed_e
 from aaai23.harness.shell import progress
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate
-from aaai23.structures import k_subsets
+from imle.structures import k_subsets
 
 PROJECT = "aimle-dvae"
 EVALUATION_BATCH = 200

@@ -18,7 +18,7 @@ from aaai23.l2x.data import Annotations, L2XData, Reviews, split_heldout
 from aaai23.l2x.model import Explainer, Predictor, squared_error
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate
-from aaai23.structures import k_subsets
+from imle.structures import k_subsets
 
 PROJECT = "beeradv-aaai23"
 EVALUATION_BATCH = 200

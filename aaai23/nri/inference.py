@@ -26,7 +26,7 @@ from aaai23.nri.config import NRIConfig
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
 from aaai23.nri.model import MLPDecoder, MLPEncoder, symmetrise, to_directed
 from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
-from aaai23.structures import Structure, any_edges, directed_spanning_trees, edge_subsets, spanning_trees
+from imle.structures import Structure, any_edges, directed_spanning_trees, edge_subsets, spanning_trees
 
 
 class RelationalInference(nn.Module):

@@ -5,18 +5,17 @@ import torch
 
 from aaai23.dvae import cli as dvae_cli
 from aaai23.dvae import train as dvae_train
-from aaai23.errors import UsageError
 from aaai23.l2x import cli as l2x_cli
 from aaai23.l2x import train as l2x_train
 from aaai23.methods import METHODS, MethodSettings, beta_of
-from aaai23.relaxations import concrete_max, gumbel_softmax, k_subset_marginals, perturbed, softsub
-from aaai23.structures import k_subsets
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.relaxations import concrete_max, gumbel_softmax, k_subset_marginals, perturbed, softsub
 from imle.solvers import select_k
 from imle.ste import ste
+from imle.structures import k_subsets
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
 
 K = 3
@@ -188,6 +187,43 @@ def test_the_networks_of_the_command_line_have_its_sizes():
     assert logits.shape == (6, 11) and reconstruction.shape == (3, 9)
 
 
+# What every layer promises to a task
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def z_of(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_layer_samples_in_training_solves_in_evaluation_and_does_either_when_asked(method):
+    structure = k_subsets(1 if method == "gumbel-softmax" else 3)
+    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
+    theta, best = torch.randn(5, 8), structure.solve
+    for mode in (True, False):
+        layer.train(mode)
+        first, again, other = (z_of(layer.sample(theta, generator=seeded(seed))) for seed in (1, 1, 2))
+        assert first.shape == (10, 8) and torch.equal(first, again) and not torch.equal(first, other)
+        assert torch.equal(z_of(layer.solve(theta.requires_grad_())), best(theta))
+        assert not z_of(layer.solve(theta)).requires_grad
+        torch.manual_seed(3)
+        found = z_of(layer(theta))
+        torch.manual_seed(3)
+        assert torch.equal(found, z_of(layer.sample(theta) if mode else layer.solve(theta)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mask_keeps_solutions_and_samples_to_what_it_allows(method):
+    structure = k_subsets(1 if method == "gumbel-softmax" else 3)
+    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
+    mask = torch.arange(8) >= torch.tensor([[0], [4], [5]])
+    for z in (z_of(layer.sample(torch.randn(3, 8), mask=mask)), z_of(layer.solve(torch.randn(3, 8), mask=mask))):
+        assert not z[~mask.repeat_interleave(len(z) // 3, dim=0)].any()
+
+
 def gumbel_softmax_layer(temperature, hard=False, samples=1):
     settings = MethodSettings(relaxation_temperature=temperature, hard=hard, nb_samples=samples)
     return METHODS["gumbel-softmax"](k_subsets(1), settings)
@@ -223,6 +259,9 @@ def test_a_relaxed_layer_takes_its_temperature_from_outside_and_a_generator():
 
 @pytest.mark.parametrize("method", ["sst", "softsub", "l2x", "gumbel-softmax"])
 def test_a_relaxed_layer_of_temperature_zero_is_refused(method):
-    layer = METHODS[method](k_subsets(1), MethodSettings(relaxation_temperature=0.0))
-    with pytest.raises(UsageError, match="temperature"):
+    with pytest.raises(ValueError, match="temperature"):
+        METHODS[method](k_subsets(1), MethodSettings(relaxation_temperature=0.0))
+    layer = METHODS[method](k_subsets(1), MethodSettings())
+    layer.temperature = 0.0
+    with pytest.raises(ValueError, match="temperature"):
         layer(torch.zeros(2, 3))

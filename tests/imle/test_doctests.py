@@ -13,8 +13,13 @@ import imle.solvers
 MODULES = ["imle", *(module.name for module in pkgutil.walk_packages(imle.__path__, "imle."))]
 ABSTRACT = {"BaseNoiseDistribution", "BaseTargetDistribution", "BatchedSolver"}
 FUNCTIONS = [("imle.aimle", "aimle"), ("imle.imle", "imle"), ("imle.ste", "ste"), ("imle.sfe", "sfe")]
+SAMPLES = ["gumbel_softmax", "concrete_max", "softsub"]
+MARGINALS = ["k_subset_marginals", "spanning_tree_marginals", "spanning_tree_edge_marginals"]
+FAMILIES = ["k_subsets", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
 PUBLIC = [
     *FUNCTIONS,
+    *(("imle.relaxations", name) for name in [*SAMPLES, *MARGINALS]),
+    *(("imle.structures", name) for name in ["stochastic_softmax", *FAMILIES]),
     *((getattr(imle, name).__module__, name) for name in imle.__all__ if name not in ABSTRACT),
     *((getattr(imle.solvers, name).__module__, name) for name in imle.solvers.__all__ if name not in ABSTRACT),
 ]

@@ -18,11 +18,11 @@ from aaai23.dvae.model import (
     training_loss,
 )
 from aaai23.methods import METHODS, MethodSettings
-from aaai23.structures import k_subsets
 from imle.aimle import aimle
 from imle.layers import MAPLayer
 from imle.noise import SumOfGammaNoiseDistribution
 from imle.solvers import select_k
+from imle.structures import k_subsets
 
 
 class Repeat(nn.Module):

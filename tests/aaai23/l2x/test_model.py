@@ -8,9 +8,10 @@ from aaai23.l2x import config, fast
 from aaai23.l2x.data import Annotations, Reviews
 from aaai23.l2x.model import Explainer, Predictor, Selector, squared_error
 from aaai23.l2x.train import EVALUATION_BATCH, chance_precision, mean_squared_error, selections, subset_precision
-from aaai23.methods import METHODS, MethodSettings, RelaxedLayer
-from aaai23.structures import k_subsets
+from aaai23.methods import METHODS, MethodSettings
+from imle.layers import RelaxedLayer
 from imle.solvers import select_k
+from imle.structures import k_subsets
 
 LENGTHS = (0, 1, 2, 5, 17, 30, 33, 39, 40)
 

@@ -268,7 +268,7 @@ def sampled(method, samples):
 @pytest.mark.parametrize("method", SAMPLED)
 def test_identical_samples_give_the_gradient_of_one(method, monkeypatch):
     monkeypatch.setitem(NOISES, "gumbel", lambda k: Repeated())
-    monkeypatch.setattr("aaai23.structures.GumbelNoiseDistribution", Repeated)
+    monkeypatch.setattr("imle.structures.GumbelNoiseDistribution", Repeated)
     positions = layouts(6).positions.double()
     found = []
     for samples in (1, 4):

@@ -17,7 +17,7 @@ from aaai23.nri.inference import RelationalInference, build, kl_bernoulli
 from aaai23.nri.plots import adjacency, draw_graphs
 from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
 from aaai23.nri.train import Batches, optimiser_of, train_steps
-from aaai23.structures import spanning_trees
+from imle.structures import spanning_trees
 from tests.aaai23.nri.runs import ADAPTIVE, SILENT, data_of, identity_of, record, train, trial_of
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""Relaxations that the experiments compare against: soft, differentiable stand-ins for a discrete choice.
+"""Relaxations: soft, differentiable stand-ins for a discrete choice, in place of an estimator for the choice itself.
 
 Everything is batched and differentiable, on any device; half precision is computed in float32. The marginals of an
 exponential family are the gradient of its log partition function, and are computed as just that: a recursion in log
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from aaai23.errors import UsageError
 from imle.noise import GumbelNoiseDistribution, draw
 
 # Stands for log 0. Finite, because the derivative of logsumexp at a row of infinities is not a number.
@@ -46,7 +45,11 @@ def gumbel_softmax(
         Samples of total mass 1, [..., N].
 
     Raises:
-        UsageError: the temperature is not positive.
+        ValueError: the temperature is not positive.
+
+    Example:
+        >>> gumbel_softmax(torch.randn(3, 5), temperature=0.5).sum(dim=1)
+        tensor([1.0000, 1.0000, 1.0000])
     """
     check_temperature(temperature)
     soft = torch.softmax(perturbed(logits, 1, generator) / temperature, dim=-1).to(logits.dtype)
@@ -71,7 +74,11 @@ def concrete_max(logits: Tensor, k: int, temperature: float, generator: Generato
         Samples, [..., N], each entry in [0, 1].
 
     Raises:
-        UsageError: k is outside 1..N, or the temperature is not positive.
+        ValueError: k is outside 1..N, or the temperature is not positive.
+
+    Example:
+        >>> bool((concrete_max(torch.randn(3, 5), k=2, temperature=0.5).sum(dim=1) <= 2).all())
+        True
     """
     _check_subset_size(k, logits)
     repeated = _at_least_float32(logits).expand(k, *logits.shape)
@@ -93,7 +100,11 @@ def softsub(logits: Tensor, k: int, temperature: float, generator: Generator | N
         Samples of total mass k, [..., N].
 
     Raises:
-        UsageError: k is outside 1..N, or the temperature is not positive.
+        ValueError: k is outside 1..N, or the temperature is not positive.
+
+    Example:
+        >>> softsub(torch.randn(3, 5), k=2, temperature=0.5).sum(dim=1)
+        tensor([2.0000, 2.0000, 2.0000])
     """
     check_temperature(temperature)
     scores = (perturbed(logits, k, generator) / temperature).clamp(_LOG_ZERO, -_LOG_ZERO)
@@ -116,7 +127,7 @@ def perturbed(logits: Tensor, k: int, generator: Generator | None = None) -> Ten
         generator: source of the noise; torch's own when None.
 
     Raises:
-        UsageError: k is outside 1..N.
+        ValueError: k is outside 1..N.
     """
     _check_subset_size(k, logits)
     logits = _at_least_float32(logits)
@@ -142,7 +153,11 @@ def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
         Marginals, [..., N], each in [0, 1], with sum k.
 
     Raises:
-        UsageError: k is outside 1..N.
+        ValueError: k is outside 1..N.
+
+    Example:
+        >>> k_subset_marginals(torch.tensor([0.0, 0.0, 0.0, -1e9]), k=2)
+        tensor([0.6667, 0.6667, 0.6667, 0.0000])
     """
     _check_subset_size(k, logits)
     theta = _largest_finite(_at_least_float32(logits))
@@ -171,10 +186,16 @@ def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Ten
         Marginals, [B, n, n], symmetric, zero on the diagonal, with sum n - 1 over the edges (each counted once).
 
     Raises:
-        UsageError: weights are not square, or max_range is not positive.
+        ValueError: weights are not square, or max_range is not positive.
+
+    Example:
+        >>> spanning_tree_marginals(torch.zeros(1, 3, 3))
+        tensor([[[0.0000, 0.6667, 0.6667],
+                 [0.6667, 0.0000, 0.6667],
+                 [0.6667, 0.6667, 0.0000]]])
     """
     if weights.ndim < 2 or weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
-        raise UsageError(f"weights must be [B, n, n] with n of 2 or more, got {list(weights.shape)}")
+        raise ValueError(f"weights must be [B, n, n] with n of 2 or more, got {list(weights.shape)}")
     n = weights.shape[-1]
     first, second = torch.triu_indices(n, n, 1, device=weights.device)
     edges = _at_least_float32(weights)
@@ -197,13 +218,17 @@ def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -
         Marginals, [..., n (n - 1) / 2], each in [0, 1], with sum n - 1.
 
     Raises:
-        UsageError: the last dimension is not n (n - 1) / 2 for any n, or max_range is not positive.
+        ValueError: the last dimension is not n (n - 1) / 2 for any n, or max_range is not positive.
+
+    Example:
+        >>> spanning_tree_edge_marginals(torch.zeros(3))
+        tensor([0.6667, 0.6667, 0.6667])
     """
     n = (1 + math.isqrt(1 + 8 * weights.shape[-1])) // 2
     if n < 2 or n * (n - 1) // 2 != weights.shape[-1]:
-        raise UsageError(f"no graph has {weights.shape[-1]} undirected edges; expected n (n - 1) / 2 weights")
+        raise ValueError(f"no graph has {weights.shape[-1]} undirected edges; expected n (n - 1) / 2 weights")
     if not max_range > 0:
-        raise UsageError(f"max_range must be positive, got {max_range}")
+        raise ValueError(f"max_range must be positive, got {max_range}")
     theta = _largest_finite(_at_least_float32(weights))
     theta = (theta - theta.amax(-1, keepdim=True)).clamp(min=max(-max_range, torch.finfo(theta.dtype).min))
     if max_range > _negligible(theta.dtype):
@@ -213,17 +238,17 @@ def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -
 
 def _check_subset_size(k: int, logits: Tensor) -> None:
     if not 1 <= k <= logits.shape[-1]:
-        raise UsageError(f"cannot choose {k} of {logits.shape[-1]} entries; k must be 1 to {logits.shape[-1]}")
+        raise ValueError(f"cannot choose {k} of {logits.shape[-1]} entries; k must be 1 to {logits.shape[-1]}")
 
 
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not positive.
 
     Raises:
-        UsageError: it is not.
+        ValueError: it is not.
     """
     if not temperature > 0:
-        raise UsageError(f"the temperature of a relaxation must be positive, got {temperature}")
+        raise ValueError(f"the temperature of a relaxation must be positive, got {temperature}")
 
 
 def _at_least_float32(scores: Tensor) -> Tensor:

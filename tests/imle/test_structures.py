@@ -1,14 +1,14 @@
-"""Structures against the list of all their solutions; what layers on them promise to every method."""
+"""Structures against the list of all their solutions, and stochastic softmax over them."""
 
+import functools
 import itertools
 import math
 
 import pytest
 import torch
 
-from aaai23.errors import UsageError
-from aaai23.methods import METHODS, MethodSettings, stochastic_softmax
-from aaai23.structures import (
+from imle.layers import RelaxedLayer
+from imle.structures import (
     LogisticNoise,
     any_edges,
     directed_spanning_trees,
@@ -16,6 +16,7 @@ from aaai23.structures import (
     k_subsets,
     positive,
     spanning_trees,
+    stochastic_softmax,
 )
 from tests.reference.oracles import all_spanning_trees, all_subsets, exact_marginals, map_state
 
@@ -35,10 +36,6 @@ STRUCTURES = {
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def z_of(output):
-    return output[0] if isinstance(output, tuple) else output
 
 
 def both_directions(undirected):
@@ -111,41 +108,13 @@ def test_logistic_noise_has_the_logistic_density():
     assert abs(torch.trapezoid(noise.log_prob(grid[below]).exp(), grid[below]).item() - 1 / (1 + math.exp(-1))) < 1e-6
 
 
-# Layers
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_layer_samples_in_training_solves_in_evaluation_and_does_either_when_asked(method):
-    structure = k_subsets(1 if method == "gumbel-softmax" else 3)
-    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
-    theta, best = torch.randn(5, 8), structure.solve
-    for mode in (True, False):
-        layer.train(mode)
-        first, again, other = (z_of(layer.sample(theta, generator=seeded(seed))) for seed in (1, 1, 2))
-        assert first.shape == (10, 8) and torch.equal(first, again) and not torch.equal(first, other)
-        assert torch.equal(z_of(layer.solve(theta.requires_grad_())), best(theta))
-        assert not z_of(layer.solve(theta)).requires_grad
-        torch.manual_seed(3)
-        found = z_of(layer(theta))
-        torch.manual_seed(3)
-        assert torch.equal(found, z_of(layer.sample(theta) if mode else layer.solve(theta)))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_mask_keeps_solutions_and_samples_to_what_it_allows(method):
-    structure = k_subsets(1 if method == "gumbel-softmax" else 3)
-    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
-    mask = torch.arange(8) >= torch.tensor([[0], [4], [5]])
-    for z in (z_of(layer.sample(torch.randn(3, 8), mask=mask)), z_of(layer.solve(torch.randn(3, 8), mask=mask))):
-        assert not z[~mask.repeat_interleave(len(z) // 3, dim=0)].any()
-
-
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_sst_is_the_marginals_at_perturbed_logits_on_every_structure(name, hard):
     structure, states = STRUCTURES[name]
     width = states.shape[1]
-    layer = METHODS["sst"](structure, MethodSettings(relaxation_temperature=0.5, hard=hard, nb_samples=2))
+    relax = functools.partial(stochastic_softmax, structure=structure, hard=hard)
+    layer = RelaxedLayer(structure.solve, relax, temperature=0.5, nb_samples=2)
     theta = torch.randn(3, width, dtype=DOUBLE, requires_grad=True)
     dy = torch.randn(6, width, dtype=DOUBLE)
     rows = theta.repeat_interleave(2, dim=0)
@@ -160,5 +129,17 @@ def test_sst_is_the_marginals_at_perturbed_logits_on_every_structure(name, hard)
 
 
 def test_a_temperature_of_zero_is_refused():
-    with pytest.raises(UsageError, match=r"temperature .* must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"temperature .* must be positive, got 0"):
         stochastic_softmax(torch.zeros(2, 6), spanning_trees(4), 0.0)
+
+
+def test_a_relaxed_layer_shows_its_parts_and_refuses_what_is_none():
+    structure = k_subsets(3)
+    layer = RelaxedLayer(structure.solve, functools.partial(stochastic_softmax, structure=structure), 0.5, 2)
+    shown = repr(torch.nn.Sequential(layer))
+    for part in ("select_k(k=3)", "stochastic_softmax(structure=Structure(k=3", "temperature=0.5", "nb_samples=2"):
+        assert part in shown
+    with pytest.raises(TypeError, match="relax must be callable, 'softsub' is not"):
+        RelaxedLayer(structure.solve, "softsub", 0.5)
+    with pytest.raises(ValueError, match="nb_samples must be a whole number from 1 up, not 0"):
+        RelaxedLayer(structure.solve, structure.marginals, 0.5, 0)

@@ -1,4 +1,4 @@
-"""Structures: families of solutions, and all that a method may be built on.
+"""Structures: families of solutions with their solver, marginals and noise, and the relaxation that all have.
 
 Graphs are vectors of edges. Undirected edges come in the order of `torch.triu_indices(n, n, 1)`, U = n(n-1)/2 of
 them; directed ones, 2U, row by row of an n x n matrix without its diagonal: the row is the receiver.
@@ -9,15 +9,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aaai23.relaxations import k_subset_marginals, perturbed, spanning_tree_edge_marginals
 from imle.noise import Device, GumbelNoiseDistribution, SeedableNoiseDistribution, draw
+from imle.relaxations import (
+    check_temperature,
+    k_subset_marginals,
+    perturbed,
+    spanning_tree_edge_marginals,
+    straight_through,
+)
 from imle.solvers import select_k, spanning_tree_edges
 
 
@@ -34,15 +40,51 @@ class Structure:
             depends.
     """
 
-    solve: Callable[..., Tensor]
+    solve: Callable[..., Tensor] = field(repr=False)
     k: int
-    marginals: Callable[[Tensor], Tensor]
+    marginals: Callable[[Tensor], Tensor] = field(repr=False)
     noise: SeedableNoiseDistribution
-    perturb: Callable[..., Tensor]
+    perturb: Callable[..., Tensor] = field(repr=False)
+
+
+def stochastic_softmax(
+    theta: Tensor,
+    structure: Structure,
+    temperature: float,
+    hard: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample a relaxed solution: the marginals of a structure at perturbed logits over a temperature.
+
+    Reference: Paulus et al., "Gradient Estimation with Stochastic Softmax Tricks", 2020.
+
+    Args:
+        theta: logits `[B, N]`.
+        structure: the family of solutions.
+        temperature: positive; lower is closer to discrete and has gradients of larger variance.
+        hard: return the MAP of the same perturbed logits, with the gradient of the relaxed solution.
+        generator: source of the noise; torch's own when None.
+
+    Raises:
+        ValueError: the temperature is not positive.
+
+    Example:
+        >>> tree = stochastic_softmax(torch.randn(3, 6), spanning_trees(vertices=4), temperature=0.5)
+        >>> tree.sum(dim=1)
+        tensor([3.0000, 3.0000, 3.0000])
+    """
+    check_temperature(temperature)
+    utilities = structure.perturb(theta, generator=generator)
+    soft = structure.marginals(utilities / temperature)
+    return (straight_through(structure.solve(utilities), soft) if hard else soft).to(theta.dtype)
 
 
 def k_subsets(k: int) -> Structure:
-    """Return all choices of k of N entries; `solve(theta, mask=)` takes those that may be chosen, bool `[B, N]`."""
+    """Return all choices of k of N entries; `solve(theta, mask=)` takes those that may be chosen, bool `[B, N]`.
+
+    >>> k_subsets(2).marginals(torch.zeros(1, 4))
+    tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
+    """
     solve, marginals, perturb = (
         functools.partial(function, k=k) for function in (select_k, k_subset_marginals, perturbed)
     )
@@ -50,7 +92,11 @@ def k_subsets(k: int) -> Structure:
 
 
 def spanning_trees(vertices: int, max_range: float = math.inf) -> Structure:
-    """Return all trees over undirected edges; `max_range` is that of `spanning_tree_edge_marginals`."""
+    """Return all trees over undirected edges; `max_range` is that of `spanning_tree_edge_marginals`.
+
+    >>> spanning_trees(3).solve(torch.tensor([[3.0, 1.0, 2.0]]))
+    tensor([[1., 0., 1.]])
+    """
     marginals = functools.partial(spanning_tree_edge_marginals, max_range=max_range)
     noise = GumbelNoiseDistribution()
     return Structure(spanning_tree_edges, vertices, marginals, noise, functools.partial(_plus, noise=noise))
@@ -83,13 +129,21 @@ def _both_directions(theta: Tensor, function: Callable[[Tensor], Tensor], vertic
 
 
 def edge_subsets(vertices: int, directed: bool = False) -> Structure:
-    """Return all choices of as many edges as a tree has, n-1, and of twice as many where each direction counts."""
+    """Return all choices of as many edges as a tree has, n-1, and of twice as many where each direction counts.
+
+    >>> edge_subsets(3).solve(torch.tensor([[3.0, 1.0, 2.0]]))
+    tensor([[1., 0., 1.]])
+    """
     edges = vertices - 1
     return replace(k_subsets(2 * edges if directed else edges), k=vertices)
 
 
 def any_edges(vertices: int) -> Structure:
-    """Return all sets of edges: each is chosen by itself, with log-odds theta."""
+    """Return all sets of edges: each is chosen by itself, with log-odds theta.
+
+    >>> any_edges(3).solve(torch.tensor([[3.0, -1.0, 2.0]]))
+    tensor([[1., 0., 1.]])
+    """
     noise = LogisticNoise()
     return Structure(positive, vertices, torch.sigmoid, noise, functools.partial(_plus, noise=noise))
 
