@@ -94,6 +94,11 @@ def test_the_library_imports_torch_and_nothing_else():
     assert [pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy"}] == []
 
 
+def test_the_rest_of_the_library_does_not_know_the_wrapper():
+    assert [pair for pair in imports("imle") if pair[1].startswith("imle.wrapper")] == []
+    assert ("imle.wrapper", "imle.aimle") in imports("imle")
+
+
 def test_the_experiments_of_the_paper_import_nothing_from_upstairs():
     pairs = imports("aaai23")
     assert len(pairs) > 20
