@@ -94,9 +94,10 @@ def test_the_library_imports_torch_and_nothing_else():
     assert [pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy"}] == []
 
 
-def test_the_rest_of_the_library_does_not_know_the_wrapper():
-    assert [pair for pair in imports("imle") if pair[1].startswith("imle.wrapper")] == []
-    assert ("imle.wrapper", "imle.aimle") in imports("imle")
+def test_the_rest_of_the_library_does_not_know_the_wrapper_nor_the_diagnostics():
+    for module in ("imle.wrapper", "imle.diagnostics"):
+        assert [pair for pair in imports("imle") if pair[1].startswith(module)] == []
+        assert module in {importer for importer, _ in imports("imle")}
 
 
 def test_the_experiments_of_the_paper_import_nothing_from_upstairs():

@@ -18,6 +18,8 @@ MARGINALS = ["k_subset_marginals", "spanning_tree_marginals", "spanning_tree_edg
 FAMILIES = ["k_subsets", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
 PUBLIC = [
     *FUNCTIONS,
+    ("imle.diagnostics", "gradient_report"),
+    *(("imle.wrapper", name) for name in ("aimle", "imle", "AdaptiveTargetDistribution", "TargetDistribution")),
     *(("imle.relaxations", name) for name in [*SAMPLES, *MARGINALS]),
     *(("imle.structures", name) for name in ["stochastic_softmax", *FAMILIES]),
     *((getattr(imle, name).__module__, name) for name in imle.__all__ if name not in ABSTRACT),
