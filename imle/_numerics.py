@@ -20,21 +20,49 @@ def host_may_wait(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def lacks_float64(device: torch.device) -> bool:
+    """Whether a device computes in float32 at most, as Apple's do."""
+    return device.type == "mps"
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that lacks it."""
+    return torch.float32 if lacks_float64(device) else torch.float64
+
+
+def exact(x: Tensor) -> Tensor:
+    """Return x in the exact dtype of its device."""
+    return x.float() if lacks_float64(x.device) else x.double()
+
+
 def safe_norm(x: Tensor) -> Tensor:
-    """Return the Euclidean norm of all entries, 0-dimensional float64: squares of 1e-30 or 1e30 are no trouble."""
-    if not x.numel():
-        return torch.zeros((), dtype=torch.float64, device=x.device)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if host_may_wait(x):
-        norm = torch.linalg.vector_norm(x, dtype=dtype).double()
+    """Return the Euclidean norm of all entries, 0-dimensional: squares of 1e-30 or 1e30 are no trouble.
+
+    It is of the exact dtype of x's device, as is that of `row_norms`.
+    """
+    if x.numel() and host_may_wait(x):
+        norm = exact(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
         # what underflows in the squares is then too small to count
         if 1e-10 < norm < 1e18:
             return norm
-    smallest, largest = torch.aminmax(x)
-    # to [-1, 1] first, which is cheaper than to sum in float64
+    return _scaled_norm(x.flatten())
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of each of B rows, `[B, ...]` -> `[B]`; see `safe_norm`."""
+    return _scaled_norm(x.flatten(1))
+
+
+def _scaled_norm(x: Tensor) -> Tensor:
+    """Return the norms over the last dimension, of entries brought to [-1, 1] first."""
+    if not x.shape[-1]:
+        return x.new_zeros(x.shape[:-1], dtype=exact_dtype(x.device))
+    # cheaper than to sum in float64
+    smallest, largest = torch.aminmax(x, dim=-1, keepdim=True)
     scale = torch.maximum(smallest.abs(), largest.abs()).reciprocal().clamp(max=torch.finfo(x.dtype).max)
-    norm = torch.linalg.vector_norm(x * scale, dtype=dtype)
-    return norm.double() / scale.double()
+    norm = torch.linalg.vector_norm(x * scale, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    norm = exact(norm) / exact(scale.squeeze(-1))
+    return norm.clamp(max=torch.finfo(norm.dtype).max) if lacks_float64(x.device) else norm
 
 
 def is_finite(x: Tensor) -> Tensor:
@@ -51,12 +79,13 @@ def host_sees_finite(x: Tensor) -> bool:
     return math.isfinite(x.detach().sum().item()) or bool(is_finite(x))
 
 
-def is_informative(dy: Tensor) -> Tensor:
-    """Return whether dy is finite and not all zero, 0-dimensional."""
+def evidence(dy: Tensor) -> Tensor:
+    """Return 1 if dy is finite and not all zero, 0 if it is all zero, NaN if it is not finite, 0-dimensional."""
     if not dy.numel():
-        return torch.zeros((), dtype=torch.bool, device=dy.device)
+        return dy.new_zeros(())
     smallest, largest = torch.aminmax(dy)
-    return ((smallest < 0) | (largest > 0)) & torch.isfinite(smallest) & torch.isfinite(largest)
+    magnitude = torch.maximum(smallest.abs(), largest.abs())
+    return magnitude.sign() + magnitude * 0.0
 
 
 def count_nonzero(x: Tensor) -> Tensor:
@@ -66,13 +95,20 @@ def count_nonzero(x: Tensor) -> Tensor:
 
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
-    """Return x times a 0-dimensional factor in the dtype of x, at the ends of its range where it would be infinite."""
+    """Return x times a factor, one number or `[B, 1, ...]`, in the dtype of x, at the ends of its range if beyond."""
     dtype = torch.promote_types(x.dtype, torch.float32)  # half precision has no room for a large factor
     product = x.to(dtype) * factor.to(dtype)
     if dtype != x.dtype:
         limits = torch.finfo(x.dtype)
         product = product.clamp(limits.min, limits.max)
     return product.to(x.dtype)
+
+
+def quotient(numerator: Tensor | float, denominator: Tensor, most: float) -> Tensor:
+    """Return numerator / denominator, neither below 0, but `most` where it is more; 0 where the denominator is 0."""
+    # cheaper than torch.where
+    least = torch.finfo(denominator.dtype).tiny
+    return (denominator.sign() * numerator / denominator.clamp(min=least)).clamp(max=most)
 
 
 def largest_factor(x: Tensor) -> float:

@@ -76,6 +76,17 @@ class FiniteDifference(PerturbAndMAP):
             self.target.update(difference[solved], dy[solved])
         return g
 
+    def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return dy, zero in every process of the target's group where any of them has one that is not finite.
+
+        See `PerturbAndMAP.check_gradient`.
+        """
+        finite = self.target.finite_everywhere(dy)
+        if finite is None:
+            return super().check_gradient(dy)
+        _, finite_or_skipped = super().check_gradient(torch.where(finite, 0.0, torch.nan))
+        return torch.where(finite, dy, 0.0), finite_or_skipped
+
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.
 
@@ -121,7 +132,7 @@ def without_walls(theta: Tensor, sign: int) -> Tensor:
     best, walled = decade.flatten(1).gather(1, most), disliked.flatten(1).amin(dim=1, keepdim=True) >= least
     # an instance of which every entry is the same wall, as padding is, has no best entry
     walled &= theta.flatten(1).amax(dim=1, keepdim=True) == theta.flatten(1).amin(dim=1, keepdim=True)
-    best = torch.where(walled.all(), best, best.double().masked_fill(walled, torch.nan).nanmedian().long()).median()
+    best = torch.where(walled.all(), best, best.float().masked_fill(walled, torch.nan).nanmedian().long()).median()
     occupied = torch.zeros(_DECADES + 1, dtype=torch.bool, device=theta.device).index_fill(0, decade.flatten(), True)
     powers = torch.arange(_DECADES + 1, device=theta.device)
     free = ~occupied & (powers >= best.clamp(min=_LEAST_WALL - 1))

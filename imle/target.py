@@ -10,14 +10,28 @@ adaptive one).
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imle._numerics import count_nonzero, finite_number, is_informative, largest_factor, safe_norm, times
+from imle._numerics import (
+    count_nonzero,
+    evidence,
+    exact,
+    exact_dtype,
+    finite_number,
+    is_finite,
+    largest_factor,
+    quotient,
+    row_norms,
+    safe_norm,
+    times,
+)
+from imle._processes import Processes, several
+from imle._state import ExactState
 
 
 class BaseTargetDistribution(nn.Module, ABC):
@@ -30,7 +44,7 @@ class BaseTargetDistribution(nn.Module, ABC):
 
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda from theta `[B, ...]` and dy `[B, R, ...]`, 0-dimensional; float64 holds any."""
+        """Return lambda from theta `[B, ...]` and dy `[B, R, ...]`: 0-dimensional, or `[B, 1, ...]` for each row."""
 
     @abstractmethod
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
@@ -39,6 +53,10 @@ class BaseTargetDistribution(nn.Module, ABC):
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Take note of a backward pass: its difference `[B, S, ...]`, before scaling, and its dy `[B, R, ...]`."""
         return
+
+    def finite_everywhere(self, dy: Tensor) -> Tensor | None:
+        """Return whether dy is finite in all processes of a group, or None where each process minds its own."""
+        return None
 
 
 class TargetDistribution(BaseTargetDistribution):
@@ -69,7 +87,8 @@ class TargetDistribution(BaseTargetDistribution):
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
         """Return beta."""
-        return torch.full((), self.beta, dtype=torch.float64, device=dy.device)
+        limit = largest_factor(dy)
+        return torch.full((), max(-limit, min(self.beta, limit)), dtype=exact_dtype(dy.device), device=dy.device)
 
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the difference, divided by lambda on demand; zero where lambda is zero."""
@@ -82,7 +101,7 @@ class TargetDistribution(BaseTargetDistribution):
         return f"alpha={self.alpha}, beta={self.beta}, do_gradient_scaling={self.do_gradient_scaling}"
 
 
-class AdaptiveTargetDistribution(BaseTargetDistribution):
+class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
     """A perturbation size that tunes itself until the gradient has the wanted number of non-zero entries.
 
         lambda = beta ||theta|| / ||dy||
@@ -95,8 +114,8 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
     A pass whose dy is zero or not finite leaves this state alone, and so do Jacobians, which are many backward passes
     in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin with small random numbers.
     Entries that no solution can take (masks such as -inf or -1e9) count for nothing in ||theta||. The state lives in
-    buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself. One target under
-    two solvers is one state.
+    buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself; casts of the model
+    do not round it. One target under two solvers is one state. `beta` and `grad_norm` (N) may be set by hand.
 
     Args:
         initial_alpha: how much of theta stays in theta'.
@@ -110,9 +129,16 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         exact_scaling: with R > 1 solutions of an instance the step is taken with the norm of theta repeated R times,
             sqrt(R) larger. False (as in the published results) divides g by the lambda of theta as it is, True by
             the lambda of the step; they differ by sqrt(R), and not at all for R = 1.
+        per_instance: give each row of the batch a lambda of its own, with the norms of its own theta and dy; beta and
+            N stay shared. False, as published, takes one lambda for all, by which a row that is much larger than the
+            others takes their gradient away.
+        process_group: data parallel training, the processes whose batches together are one batch: "world", or a group
+            of torch.distributed. They share lambda and beta, and each of them must run every backward pass. None
+            leaves every process its own beta.
 
     Raises:
         ValueError: a number is not finite, or out of its range.
+        TypeError: process_group is none.
 
     Example:
         >>> target = AdaptiveTargetDistribution(initial_beta=0.5, target_norm=10.0)
@@ -136,6 +162,8 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         grad_norm_decay_rate: float = 0.9,
         target_norm: float = 1.0,
         exact_scaling: bool = False,
+        per_instance: bool = False,
+        process_group: Any = None,
     ):
         super().__init__()
         self.alpha = finite_number("initial_alpha", initial_alpha)
@@ -145,13 +173,14 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         self.beta_update_momentum = finite_number("beta_update_momentum", beta_update_momentum)
         self.grad_norm_decay_rate = finite_number("grad_norm_decay_rate", grad_norm_decay_rate)
         self.target_norm = finite_number("target_norm", target_norm)
-        self.exact_scaling = exact_scaling
+        self.exact_scaling, self.per_instance = exact_scaling, per_instance
+        self._processes = None if process_group is None else Processes(process_group)
+        self._warned = False
         if initial_beta < 0:
             raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
         if not 0 <= grad_norm_decay_rate <= 1:
             raise ValueError(f"grad_norm_decay_rate must be between 0 and 1, not {grad_norm_decay_rate}")
-        for name in ("_beta", "_grad_norm", "_beta_update"):
-            self.register_buffer(name, torch.empty((), dtype=torch.float64))
+        self.register_numbers("_beta", "_grad_norm", "_beta_update")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -163,54 +192,97 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
     @property
     def beta(self) -> float:
         """The relative perturbation size now; reading it waits for the device."""
-        return self._beta.item()
+        return self._number("_beta")
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if finite_number("beta", value) < 0:
+            raise ValueError(f"beta must be at least 0, not {value}")
+        self._set_number("_beta", value)
 
     @property
     def grad_norm(self) -> float:
         """N, the running mean of the number of non-zero entries; reading it waits for the device."""
-        return self._grad_norm.item()
+        return self._number("_grad_norm")
+
+    @grad_norm.setter
+    def grad_norm(self, value: float) -> None:
+        self._set_number("_grad_norm", finite_number("grad_norm", value))
+
+    @property
+    def previous_beta_update(self) -> float:
+        """u, the last move of beta; reading it waits for the device."""
+        return self._number("_beta_update")
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Return lambda = beta ||theta|| / ||dy||, norms over the whole batch, theta repeated R times; 0 for dy = 0."""
+        """Return lambda = beta ||theta|| / ||dy||, 0 for dy = 0; theta counts as repeated R times.
+
+        The norms are over the whole batch, joined over all processes of the group; with `per_instance` they are each
+        row's own, and lambda is `[B, 1, ...]`.
+        """
         self._follow(dy.device)
-        norm = safe_norm(dy)
+        if self.per_instance:
+            theta_norm, dy_norm = (row_norms(x).view(-1, *[1] * (dy.dim() - 1)) for x in (theta, dy))
+        else:
+            theta_norm, dy_norm = safe_norm(theta), safe_norm(dy)
+            if self._processes is not None:
+                # ||x|| is the norm of the processes' ||x||
+                theta_norm, dy_norm = row_norms(self._processes.gather(theta_norm, dy_norm).T)
+        if self._processes is None and not self._warned and several():
+            self._warn()
         # lambda = beta ||theta|| / ||dy||
-        size = self._beta * (math.sqrt(dy.shape[1]) * safe_norm(theta)) / norm
-        return torch.where(norm > 0, size, 0.0).clamp(max=largest_factor(dy))
+        return quotient(self._beta * (math.sqrt(dy.shape[1]) * theta_norm), dy_norm, largest_factor(dy))
 
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the difference divided by lambda, zero where lambda is zero."""
-        divisor = perturbation_size if self.exact_scaling else perturbation_size / math.sqrt(dy.shape[1])
-        return times(difference, torch.where(divisor > 0, 1.0 / divisor, 0.0).clamp(max=largest_factor(difference)))
+        repeated = 1.0 if self.exact_scaling else math.sqrt(dy.shape[1])
+        return times(difference, quotient(repeated, perturbation_size, largest_factor(difference)))
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Move beta by one step, unless dy is zero or not finite, or the difference is NaN."""
-        nonzero = count_nonzero(difference).double() / max(difference.shape[0] * difference.shape[1], 1)
+        count, seen, solutions = exact(count_nonzero(difference)), evidence(dy), difference.shape[:2].numel()
+        if self._processes is None:
+            nonzero = count / max(solutions, 1)
+        else:
+            joined = self._processes.gather(count, torch.full_like(count, solutions), exact(seen)).sum(dim=0)
+            nonzero, seen = joined[0] / joined[1].clamp(min=1), joined[2]
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
         grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
-        sparse = (grad_norm < self.target_norm).to(self._beta.dtype)
+        sparse = exact(grad_norm < self.target_norm)
         update = mu * self._beta_update + eta * (2 * sparse - 1)
         beta = (self._beta + update).clamp(min=0.0)
-        moves = is_informative(dy) & nonzero.isfinite()
+        moves = (seen > 0) & nonzero.isfinite()
         self._grad_norm.copy_(torch.where(moves, grad_norm, self._grad_norm))
         self._beta_update.copy_(torch.where(moves, update, self._beta_update))
         self._beta.copy_(torch.where(moves, beta, self._beta))
 
+    def finite_everywhere(self, dy: Tensor) -> Tensor | None:
+        """Return whether dy is finite in all processes of the group; None without a group."""
+        if self._processes is None:
+            return None
+        return self._processes.gather(is_finite(dy).float()).min() > 0
+
     def _follow(self, device: torch.device) -> None:
+        self.restore()
         if self._beta.device != device:
             self.to(device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # .half() or .to(bfloat16) on a whole model must not round the state: steps of 1e-4 would vanish
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            exact = before[name]
-            if buffer is not None and exact is not None:
-                self._buffers[name] = buffer.double() if exact.is_meta else exact.to(buffer.device)
-        if all(buffer is not None and buffer.is_meta for buffer in before.values()) and not self._beta.is_meta:
-            self.reset_parameters()  # what memory was given instead of nothing holds no state yet
-        return self
+    def _number(self, name: str) -> float:
+        self.restore()
+        return getattr(self, name).item()
+
+    def _set_number(self, name: str, value: float) -> None:
+        self.restore()
+        getattr(self, name).fill_(value)
+
+    def _warn(self) -> None:
+        self._warned = True
+        if torch.distributed.get_rank() == 0:
+            warnings.warn(
+                "each process of this job moves a beta of its own, and they will differ: pass process_group='world' to "
+                "AdaptiveTargetDistribution for data parallel training",
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         """The state and the options, for print()."""
