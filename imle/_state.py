@@ -15,7 +15,7 @@ class ExactState(nn.Module):
     """A module whose buffers are numbers in the most exact dtype of their device, whatever becomes of the model.
 
     `.half()` or `.to(bfloat16)` on a whole model would round them, and steps of 1e-4 would vanish. So would FSDP1's
-    `buffer_dtype`, which casts by `buffer.data = ...` behind the module's back: the memory that each buffer had is kept.
+    `buffer_dtype`, which casts by `buffer.data = ...` behind the module's back: their memory is kept.
     """
 
     _kept: dict[str, tuple[Tensor, torch.UntypedStorage]]  # a buffer, and the memory that it is to have
