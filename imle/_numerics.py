@@ -107,7 +107,7 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
 def quotient(numerator: Tensor | float, denominator: Tensor, most: float) -> Tensor:
     """Return numerator / denominator, neither below 0, but `most` where it is more; 0 where the denominator is 0."""
     # cheaper than torch.where
-    return (numerator / denominator).nan_to_num_(nan=0.0).clamp_(max=most).mul_(denominator.sign())
+    return (numerator / denominator).nan_to_num(nan=0.0).clamp(max=most) * denominator.sign()
 
 
 def largest_factor(x: Tensor) -> float:

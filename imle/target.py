@@ -251,7 +251,7 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         sparse = exact(grad_norm < self.target_norm)
         update = mu * self._beta_update + eta * (2 * sparse - 1)
         beta = (self._beta + update).clamp(min=0.0)
-        moves = (seen > 0) & nonzero.isfinite()
+        moves = seen + 0.0 * nonzero > 0  # neither for NaN nor for infinity
         self._grad_norm.copy_(torch.where(moves, grad_norm, self._grad_norm))
         self._beta_update.copy_(torch.where(moves, update, self._beta_update))
         self._beta.copy_(torch.where(moves, beta, self._beta))
