@@ -37,7 +37,7 @@ class Processes:
         Every process of the group must call, in the same order of calls.
 
         Raises:
-            RuntimeError: under the transforms of `torch.func`, which can not wait for other processes.
+            RuntimeError: under the transforms of `torch.func`, which cannot wait for other processes.
         """
         own = torch.stack(numbers)
         if not several():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         target_norm: float = 1.0,
         exact_scaling: bool = False,
         per_instance: bool = False,
-        process_group: Any = None,
+        process_group: Literal["world"] | torch.distributed.ProcessGroup | None = None,
     ):
         super().__init__()
         self.alpha = finite_number("initial_alpha", initial_alpha)

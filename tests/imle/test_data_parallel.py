@@ -83,10 +83,12 @@ def train(model, target, noise, sizes, steps, rank=None):
 def in_process(rank, store, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=3, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=3, timeout=timedelta(seconds=120)
     )
     pair = dist.new_group([0, 1])
     answers = {"apart": apart(rank), "pair": outside_the_pair(pair)}
+    answers["torch.func"] = under_torch_func()
+    answers["raised"] = with_a_nan(rank)
     model, target, noise = model_and_noise("world")
     answers["three"] = train(DistributedDataParallel(model), target, noise, SIZES[3], 200, rank)
     model, target, noise = model_and_noise("world", per_instance=True)
@@ -126,6 +128,25 @@ def outside_the_pair(pair):
         return str(error)
 
 
+def under_torch_func():
+    layer = aimle(target_distribution=AdaptiveTargetDistribution(process_group="world"))(select_three)
+    try:
+        torch.func.grad(lambda theta: layer(theta).square().sum())(torch.randn(2, 4))
+    except RuntimeError as error:
+        return str(error)
+
+
+def with_a_nan(rank):
+    """Return what a process says where another one's dy is NaN; the last one has no rows."""
+    target = AdaptiveTargetDistribution(process_group="world")
+    theta = torch.randn(2 if rank < 2 else 0, 4, requires_grad=True)
+    dy = torch.full(theta.shape, math.nan if rank == 0 else 1.0)
+    try:
+        aimle(target_distribution=target)(select_three)(theta).backward(dy)
+    except FloatingPointError as error:
+        return str(error), target.beta
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -159,6 +180,16 @@ def test_without_a_group_betas_differ_and_the_first_process_says_so_once(answers
 def test_a_group_is_refused_where_the_process_is_not_in_it(answers):
     assert [answer["pair"] is None for answer in answers] == [True, True, False]
     assert "that this process is in" in answers[2]["pair"]
+
+
+def test_all_processes_raise_where_one_has_a_broken_dy(answers):
+    for answer in answers:
+        message, beta = answer["raised"]
+        assert "is not finite" in message and beta == 1.0
+
+
+def test_torch_func_is_refused_among_processes_in_one_sentence(answers):
+    assert all("torch.func cannot join the batches" in answer["torch.func"] for answer in answers)
 
 
 # One process
