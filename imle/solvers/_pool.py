@@ -19,7 +19,7 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copyreg import dispatch_table
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -63,12 +63,11 @@ class Threads:
     def __init__(self, make: Callable[[], Solve], workers: int, all_or_none: bool):
         self.closed = False
         self.queue: SimpleQueue = SimpleQueue()
-        making = threading.Lock()
-        for n in range(workers):
-            args = (self.queue, make, making, all_or_none)
-            threading.Thread(target=_serve_thread, args=args, name=f"batched-{n}", daemon=True).start()
-        self.close = weakref.finalize(self, _stop_threads, self.queue, workers)
-        self.close.atexit = False
+        args = (self.queue, make, threading.Lock(), all_or_none)
+        threads = [threading.Thread(target=_serve_thread, args=args, daemon=True) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        self.close = weakref.finalize(self, _end_threads, self.queue, threads)
 
     def run(self, chunks: list[list[Instance]], done: Done) -> None:
         """Deal the chunks out; a run that is given up leaves its threads to finish the instances that they are at."""
@@ -79,13 +78,13 @@ class Threads:
         try:
             for _ in chunks:
                 reply = replies.get()
-                if isinstance(reply, Exception):
+                if isinstance(reply, BaseException):
                     raise reply
                 for index, outcome in reply:
                     done(index, outcome)
         except BaseException as error:
             given_up.set()
-            if not isinstance(error, Exception):  # Ctrl-C: the busy threads are lost
+            if not isinstance(error, Exception):  # Ctrl-C
                 self.closed = True
                 self.close()
             raise
@@ -251,29 +250,50 @@ def _solve_each(solve: Solve, chunk: list[Instance]) -> Iterator[tuple[int, Any]
         yield index, outcome
 
 
+class _Ended(BaseException):
+    """Raised in the midst of a solver whose answer nobody wants any more."""
+
+
 def _serve_thread(queue: SimpleQueue, make: Callable[[], Solve], making: threading.Lock, all_or_none: bool) -> None:
     """Answer chunks until None comes."""
     solve: Solve | None = None
-    while (work := queue.get()) is not None:
-        chunk, replies, given_up = work
-        outcomes: Any = []
-        try:
-            if solve is None:
-                with making:
-                    solve = _made(make)
-            for index, outcome in _solve_each(solve, chunk):
-                outcomes.append((index, outcome))
-                if given_up.is_set() or (all_or_none and isinstance(outcome, Failure)):
-                    break
-        except Exception as error:
-            outcomes = error
-        replies.put(outcomes)
-        del work, chunk, replies, outcomes  # what is answered is not kept alive while the thread waits
+    with contextlib.suppress(_Ended):
+        while (work := queue.get()) is not None:
+            chunk, replies, given_up = work
+            outcomes: Any = []
+            try:
+                if solve is None:
+                    with making:
+                        solve = _made(make)
+                for index, outcome in _solve_each(solve, chunk):
+                    outcomes.append((index, outcome))
+                    if given_up.is_set() or (all_or_none and isinstance(outcome, Failure)):
+                        break
+            except _Ended:
+                raise
+            except BaseException as error:  # such as SystemExit
+                outcomes = error
+            replies.put(outcomes)
+            del work, chunk, replies, outcomes  # what is answered is not kept alive while the thread waits
 
 
-def _stop_threads(queue: SimpleQueue, workers: int) -> None:
-    for _ in range(workers):
+def _end_threads(queue: SimpleQueue, threads: list[threading.Thread]) -> None:
+    """End what threads do at the next line of Python that they reach; let those be that reach none.
+
+    A thread that is within torch as the interpreter ends aborts the process.
+    """
+    others = [thread for thread in threads if thread is not threading.current_thread()]
+    for thread in others:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Ended))
         queue.put(None)
+    _join(others)
+
+
+def _join(workers: Iterable[Any]) -> None:
+    """Wait for threads or processes to end, half a second for all of them."""
+    latest = time.monotonic() + 0.5
+    for worker in workers:
+        worker.join(max(0.0, latest - time.monotonic()))
 
 
 def _serve_process(connection: Connection, at: Any, make: bytes, all_or_none: bool) -> None:
@@ -329,9 +349,8 @@ def _end_workers(workers: list[_Worker]) -> None:
     for worker in workers:
         if worker not in idle:
             worker.end()
-    latest = time.monotonic() + 0.5
+    _join(worker.process for worker in idle)
     for worker in idle:
-        worker.process.join(max(0.0, latest - time.monotonic()))
         worker.end()
 
 

@@ -250,8 +250,9 @@ def batched(
     for each instance: a solver may write on them. The result can be copied and pickled wherever the solver can; pools
     and previous solutions stay behind.
 
-    Ctrl-C does not wait for solvers that are running: processes are ended; threads, which nothing can end, are left
-    behind and never hold up the interpreter's end. The next call starts a new pool.
+    Ctrl-C does not wait for solvers that are running. Processes are ended; threads end at the next line of Python that
+    they reach, and one that reaches none, within compiled code, is left behind, where it does not hold up the
+    interpreter's end. The next call starts a new pool.
 
     A warm start: the named argument `instance_ids`, a tensor or list of B numbers or words, reaches the solver as a
     plain number or word, by which it can keep and find what it knows about an instance. An estimator repeats them for

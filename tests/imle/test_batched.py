@@ -522,6 +522,14 @@ def test_threads_end_with_the_solver_that_they_serve():
         assert not thread.is_alive()
 
 
+def test_a_solver_that_exits_in_a_thread_exits():
+    def exits(theta):
+        sys.exit(7)
+
+    with pytest.raises(SystemExit, match="7"):
+        batched(exits, workers=2)(torch.zeros(4, 2))
+
+
 # Processes
 
 
@@ -536,7 +544,7 @@ def test_a_time_limit_needs_processes():
 
 def test_processes_that_die_or_run_over_cost_their_own_instance_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CHILD_FILE", str(tmp_path / "pid"))
-    solver = batched(ends_sleeps_or_raises, workers=2, executor="process", timeout=4.0, on_error="skip")
+    solver = batched(ends_sleeps_or_raises, workers=1, executor="process", timeout=3.0, on_error="skip")
     theta = torch.tensor([[1.0], [-1.0], [2.0], [-3.0], [-2.0], [3.0]])
     with pytest.warns(UserWarning, match=r"rows 1, 3, 4 of 6.*instance 1: the worker process ended .*\(exit code 3\)"):
         z = solver(theta)
@@ -591,13 +599,13 @@ def test_a_factory_is_all_that_processes_are_sent():
     assert torch.equal(solver(-theta), (theta < 0).float())
 
 
-def run_script(tmp_path, text, **options):
+def run_script(tmp_path, text, *arguments):
     """Start a script in a session of its own."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(text))
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, script],
+        [sys.executable, script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -607,49 +615,63 @@ def run_script(tmp_path, text, **options):
 
 
 INTERRUPTED = """
-    import sys, threading, time
+    import sys, time
     import torch
     from imle.solvers import batched
 
     def solver(theta):
-        if theta[0] > 0:
+        if theta[0]:
             print("solving", flush=True)
+        if theta[0] == 1:
             time.sleep(60)
+        end = time.monotonic() + 60
+        while theta[0] == 2 and time.monotonic() < end:
+            torch.zeros(9) + 1
         return theta
 
     if __name__ == "__main__":
-        lifted = batched(solver, workers=2, executor=EXECUTOR)
-        lifted(torch.zeros(4, 1))
+        executor, *values = sys.argv[1:]
+        lifted = batched(solver, workers=len(values), executor=executor)
+        theta = torch.tensor([[float(value)] for value in values])
         try:
-            lifted(torch.ones(8, 1))
+            lifted(theta)
         except KeyboardInterrupt:
             print("back", flush=True)
-        print(lifted(torch.zeros(2, 1)).tolist(), flush=True)
-        lifted(torch.ones(8, 1))
+        if executor == "thread":
+            print(lifted(0 * theta).tolist(), flush=True)
+            lifted(theta)
 """
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
-def test_ctrl_c_returns_while_solvers_run_and_the_interpreter_ends_without_them(tmp_path, executor):
-    program = run_script(tmp_path, INTERRUPTED.replace("EXECUTOR", repr(executor)))
+@pytest.mark.parametrize("executor, values", [("thread", "12"), pytest.param("process", "1", marks=pytest.mark.slow)])
+def test_ctrl_c_returns_while_solvers_run_and_the_interpreter_ends_without_them(tmp_path, executor, values):
+    program = run_script(tmp_path, INTERRUPTED, executor, *values)
     try:
-        assert program.stdout.readline() == "solving\n"
-        os.killpg(program.pid, signal.SIGINT)
-        lines = [program.stdout.readline()]
-        while lines[-1] != "solving\n" or "[[0.0], [0.0]]\n" not in lines:
-            assert lines[-1]
-            lines.append(program.stdout.readline())
-        assert "back\n" in lines
-        os.killpg(program.pid, signal.SIGINT)
-        _, errors = program.communicate(timeout=40)  # of the 60 seconds that it sleeps
+        interrupt(program, len(values))
+        assert program.stdout.readline() == "back\n"
+        if executor == "thread":
+            assert program.stdout.readline() == "[[0.0], [0.0]]\n"
+            interrupt(program, len(values))
+        _, errors = program.communicate(timeout=40)  # of the 60 seconds that they run
     finally:
         program.kill()
         program.wait()
-    assert program.returncode == -signal.SIGINT
-    assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n"), errors
+    if executor == "process":
+        assert (program.returncode, errors) == (0, "")
+    else:
+        assert program.returncode == -signal.SIGINT, errors
+        assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
 
 
-def test_a_solver_of_tensors_needs_no_numpy(tmp_path):
+def interrupt(program, solvers):
+    """Press Ctrl-C once all solvers run."""
+    for _ in range(solvers):
+        assert program.stdout.readline() == "solving\n"
+    os.killpg(program.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", ["2", pytest.param("processes", marks=pytest.mark.slow)])
+def test_a_solver_of_tensors_needs_no_numpy(tmp_path, workers):
     text = """
         import sys
         sys.modules["numpy"] = None  # in the worker processes, too
@@ -662,18 +684,19 @@ def test_a_solver_of_tensors_needs_no_numpy(tmp_path):
             return 2 * theta if len(theta) == 2 else [2 * x for x in theta.tolist()]
 
         if __name__ == "__main__":
-            for options in ({}, {"workers": 2}, {"workers": 1, "executor": "process"}):
-                solver = batched(double, instance="torch", **options)
-                for n in (2, 3):
-                    theta = torch.randn(5, n).bfloat16()
-                    assert torch.equal(solver(theta, torch.arange(5), list(range(5))), 2 * theta)
+            workers = sys.argv[1]
+            options = {"workers": 1, "executor": "process"} if workers == "processes" else {"workers": int(workers)}
+            solver = batched(double, instance="torch", **options)
+            for n in (2, 3):
+                theta = torch.randn(5, n).bfloat16()
+                assert torch.equal(solver(theta, torch.arange(5), list(range(5))), 2 * theta)
             aimle(solver)(torch.randn(5, 2, requires_grad=True), torch.arange(5), list(range(5))).sum().backward()
             try:
                 batched(double)(torch.zeros(1, 1))
             except ImportError as error:
                 print(error)
         """
-    out, errors = run_script(tmp_path, text).communicate(timeout=120)
+    out, errors = run_script(tmp_path, text, workers).communicate(timeout=120)
     assert out == "instances in numpy need numpy: install it, or use batched(..., instance='torch')\n", errors
 
 
