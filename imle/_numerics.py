@@ -137,3 +137,8 @@ def finite_number(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)
+
+
+def inner(x: Tensor, z: Tensor) -> Tensor:
+    """Return <x, z> of each instance `[B]`, for `[B, ...]`; where z is 0 nothing of x counts, not even -inf."""
+    return torch.where(z == 0, 0.0, x * z).flatten(1).sum(dim=1)

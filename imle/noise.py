@@ -101,12 +101,8 @@ class GumbelNoiseDistribution(SeedableNoiseDistribution):
     """
 
     def __init__(self, location: float = 0.0, scale: float = 1.0, device: Device = None) -> None:
-        self.location, self.scale = float(location), float(scale)
+        self.location, self.scale = _location_and_scale(location, scale)
         self.device = device
-        if not math.isfinite(self.location):
-            raise ValueError(f"location is {location}; it must be a finite number")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale is {scale}; it must be a positive finite number")
 
     def sample(
         self,
@@ -133,6 +129,53 @@ class GumbelNoiseDistribution(SeedableNoiseDistribution):
         """Return the log-density at each entry of `value`, with its shape; differentiable."""
         z = (value - self.location) / self.scale
         return -z - torch.exp(-z) - math.log(self.scale)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
+
+
+class NormalNoiseDistribution(SeedableNoiseDistribution):
+    """Normal (Gaussian) noise.
+
+    Args:
+        location: its mean.
+        scale: its standard deviation, positive.
+        device: default device of samples.
+
+    Raises:
+        ValueError: `location` is not finite, or `scale` is not positive and finite.
+
+    Example:
+        >>> NormalNoiseDistribution().sample((2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, location: float = 0.0, scale: float = 1.0, device: Device = None) -> None:
+        self.location, self.scale = _location_and_scale(location, scale)
+        self.device = device
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return independent draws in a tensor of the given shape. Arguments as in the base class.
+
+        Raises:
+            TypeError: `dtype` is not a floating-point type.
+        """
+        dtype = _floating(dtype)
+        where = self.device if device is None else device
+        x = torch.randn(shape, dtype=_computing(dtype), device=where, generator=generator)
+        return x.mul_(self.scale).add_(self.location).to(dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density at each entry of `value`, with its shape; differentiable."""
+        z = (value - self.location) / self.scale
+        return -z.square() / 2 - math.log(self.scale * math.sqrt(2 * math.pi))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
@@ -244,6 +287,14 @@ class SumOfGammaNoiseDistribution(SeedableNoiseDistribution):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(k={self.k}, nb_iterations={self.nb_iterations}, device={self.device!r})"
+
+
+def _location_and_scale(location: float, scale: float) -> tuple[float, float]:
+    if not math.isfinite(location):
+        raise ValueError(f"location is {location}; it must be a finite number")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; it must be a positive finite number")
+    return float(location), float(scale)
 
 
 def _floating(dtype: torch.dtype | None) -> torch.dtype:

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from imle.decorator import decorator
-from imle.perturb_and_map import PerturbAndMAP
+from imle.one_temperature import OneTemperature
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class STE(PerturbAndMAP):
+class STE(OneTemperature):
     """Make a solver differentiable straight through: it counts as the identity, for a minimiser as its negative.
 
         g = dy
 
     Source: Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
     Conditional Computation", 2013.
-
-    Args:
-        noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
@@ -39,17 +36,6 @@ class STE(PerturbAndMAP):
         >>> bool((theta.grad == 1).all())
         True
     """
-
-    noise_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_temperatures("noise_temperature")
-
-    @property
-    def tau(self) -> float:
-        """How strongly the forward pass is perturbed."""
-        return self.noise_temperature
 
     def gradient(
         self,
