@@ -85,38 +85,45 @@ class IdentityWithProjection(OneTemperature):
         v = torch.where(seen, g.to(centred.dtype), 0.0)
         if self.projection != "mean":
             u = centred / _norm(centred, 2)
-            v = (v - u * (u * v).flatten(2).sum(2).view(length.shape[0], -1, *length.shape[2:])) / length
+            # the component along u is what the length takes out
+            v = (v - u * (u * v).sum(_dims(v, 2), keepdim=True)) / length
         if self.projection != "norm":
             v = v - _mean(v, seen, 2)
         return torch.where(seen, v, 0.0).to(theta.dtype)
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return which entries are no masks and theta, centred where asked for, both `[B, ...]`, and its length."""
+        theta = theta.contiguous()  # sums come out the same for all strides
         seen = theta.isfinite() & ((without_walls(theta, self.sign) != 0) | (theta == 0))
         centred = torch.where(seen, theta, 0.0).to(torch.promote_types(theta.dtype, torch.float32))
         if self.projection != "norm":
             centred = torch.where(seen, centred - _mean(centred, seen, 1), 0.0)
-        if self.projection == "mean":
-            return seen, centred, torch.ones_like(centred[:, :1].flatten(1)[:, :1].view(-1, *[1] * (theta.dim() - 1)))
-        length = _norm(centred, 1)
+        length = torch.ones_like(_norm(centred, 1)) if self.projection == "mean" else _norm(centred, 1)
         if self.projection == "std":
-            length = length / seen.flatten(1).sum(1).clamp(min=1).sqrt().view(length.shape)
+            length = length / _count(seen, 1).sqrt()
         return seen, centred, length
 
 
+def _dims(x: Tensor, first: int) -> tuple[int, ...]:
+    """Return the dimensions of an instance, which `first` others come before."""
+    return tuple(range(first, x.dim()))
+
+
+def _count(seen: Tensor, first: int) -> Tensor:
+    return seen.sum(_dims(seen, first), keepdim=True).clamp(min=1)
+
+
 def _mean(x: Tensor, seen: Tensor, first: int) -> Tensor:
-    """Return the means over the entries that are seen, along all dimensions from `first` on, which become 1."""
-    count = seen.flatten(first).sum(first).clamp(min=1)
-    return (x.flatten(first).sum(first) / count).view(*x.shape[:first], *[1] * (x.dim() - first))
+    """Return the mean of each instance over the entries that are seen; the others are 0."""
+    return x.sum(_dims(x, first), keepdim=True) / _count(seen, first)
 
 
 def _norm(x: Tensor, first: int) -> Tensor:
-    """Return the norms along all dimensions from `first` on, which become 1; 1 in place of 0."""
-    flat = x.flatten(first)
-    largest = flat.abs().amax(first, keepdim=True)
+    """Return the norm of each instance, of numbers of any size; 1 in place of 0."""
+    largest = x.abs().amax(_dims(x, first), keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
-    norm = largest.squeeze(first) * torch.linalg.vector_norm(flat / largest, dim=first)
-    return torch.where(norm > 0, norm, 1.0).view(*x.shape[:first], *[1] * (x.dim() - first))
+    norm = largest * torch.linalg.vector_norm(x / largest, dim=_dims(x, first), keepdim=True)
+    return torch.where(norm > 0, norm, 1.0)
 
 
 identity = decorator("identity", IdentityWithProjection)

@@ -45,7 +45,7 @@ class KSubsetSFE(KSubsetLayer):
         """Return draws z `[B*S, ..., N]`, without a gradient, and log p(z) `[B*S]`, differentiable, in either mode."""
         z = self.draw(theta, generator)
         draws = z.unflatten(0, (theta.shape[0], self.nb_samples))
-        return z, log_prob(theta.unsqueeze(1), draws, self.k).flatten(0, 1).flatten(1).sum(dim=1)
+        return z, log_prob(theta.unsqueeze(1), draws, self.k).unsqueeze(-1).flatten(2).sum(dim=2).flatten()
 
     def solve(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likeliest subsets `[B, ..., N]`, which were not drawn, and zeros `[B]` for their log p."""

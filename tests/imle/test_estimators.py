@@ -12,22 +12,44 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imle.aimle import aimle
+from imle.blackbox import blackbox
+from imle.identity import identity
 from imle.imle import imle
 from imle.layers import MAPLayer
+from imle.lpgd import lpgd
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution
 from imle.perturb_and_map import PerturbAndMAP
+from imle.perturbed import perturbed
 from imle.sfe import score_function_loss, sfe
 from imle.solvers import batched, select_k, spanning_tree
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
 
-FAMILY = ["aimle forward", "aimle central", "aimle other base", "imle", "ste", "sfe"]
-WITH_DY = [name for name in FAMILY if name != "sfe"]
-WITH_TARGET = [name for name in FAMILY if name not in ("ste", "sfe")]
+WITH_TARGET = ["aimle forward", "aimle central", "aimle other base", "imle", "lpgd"]
+PERTURBED = ["perturbed", "multiplicative"]  # they return means of solutions, and need noise
+WITH_DY = [*WITH_TARGET, "ste", "blackbox", "identity", *PERTURBED]
+FAMILY = [*WITH_DY, "sfe"]
 SPELLINGS = ["decorator", "layer"]
 # how often a solver is called in a forward and a backward pass
-CALLS = {"aimle forward": 2, "aimle central": 3, "aimle other base": 3, "imle": 2, "ste": 1, "sfe": 1}
+CALLS = {
+    "aimle forward": 2,
+    "aimle central": 3,
+    "aimle other base": 3,
+    "imle": 2,
+    "lpgd": 3,
+    "blackbox": 2,
+} | dict.fromkeys(["ste", "identity", "sfe", *PERTURBED], 1)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+OTHERS = {
+    "ste": ste,
+    "sfe": sfe,
+    "blackbox": functools.partial(blackbox, interpolation=5.0),
+    "identity": identity,
+    "perturbed": perturbed,
+    "multiplicative": functools.partial(perturbed, multiplicative=True),
+}
 
 
 def make(name, **options):
@@ -35,8 +57,11 @@ def make(name, **options):
     options = {"noise_distribution": GumbelNoiseDistribution()} | options
     if name == "imle":
         return imle(target_distribution=TargetDistribution(beta=5.0), **options)
-    if name in ("ste", "sfe"):
-        return {"ste": ste, "sfe": sfe}[name](**options)
+    if name in OTHERS:
+        return OTHERS[name](**options)
+    if name == "lpgd":
+        target = TargetDistribution(beta=5.0, do_gradient_scaling=True)
+        return lpgd(target_distribution=target, rho=0.1, envelope="average", **options)
     extra = {"aimle forward": {}, "aimle central": {"symmetric_perturbation": True}}
     other_base = {"theta_noise_temperature": 1.0, "target_noise_temperature": 0.5}
     return aimle(
@@ -102,9 +127,10 @@ def test_solutions_and_gradients_have_the_promised_shapes(name, spelling, nb_sam
     theta = torch.randn(5, *shape)
     theta = theta + theta.mT if shape == (4, 4) else theta
     z, gradient = run(layer, theta, nb_samples=nb_samples)
-    assert z.shape == (5 * nb_samples * nb_marginal_samples, *shape)
-    assert set(z.unique().tolist()) == {0, 1}
-    assert (z.flatten(1).sum(dim=1) == ones).all()
+    assert z.shape == (5 * nb_samples * (1 if name in PERTURBED else nb_marginal_samples), *shape)
+    thirds = z * nb_marginal_samples if name in PERTURBED else z  # of means
+    assert set(thirds.round(decimals=5).unique().tolist()) <= {*range(nb_marginal_samples + 1)}
+    assert torch.allclose(z.flatten(1).sum(dim=1), torch.tensor(float(ones)))
     assert gradient.shape == theta.shape
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
@@ -112,8 +138,8 @@ def test_solutions_and_gradients_have_the_promised_shapes(name, spelling, nb_sam
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", FAMILY)
 def test_samples_of_one_instance_lie_side_by_side(name, spelling):
-    theta = 100 * torch.randn(4, 6)  # noise does not change these choices
-    z, _ = run(spell(spelling, select_two, make(name, nb_samples=3)), theta, nb_samples=3)
+    theta, quiet = torch.randn(4, 6), GumbelNoiseDistribution(scale=1e-6)  # it does not change these choices
+    z, _ = run(spell(spelling, select_two, make(name, nb_samples=3, noise_distribution=quiet)), theta, nb_samples=3)
     assert torch.equal(z, select_two(theta).repeat_interleave(3, dim=0))
 
 
@@ -133,7 +159,7 @@ def test_an_empty_batch_gives_an_empty_answer_without_a_call_of_the_solver(name)
 # Spellings
 
 
-@pytest.mark.parametrize("function", [aimle, imle, ste, sfe])
+@pytest.mark.parametrize("function", [aimle, imle, ste, sfe, blackbox, identity, perturbed, lpgd])
 def test_the_spellings_agree(function):
     @function
     def bare(theta):
@@ -247,6 +273,8 @@ def test_extra_arguments_are_repeated_to_match_the_rows(name, spelling, nb_sampl
     options = {"nb_samples": nb_samples}
     if name != "sfe":
         options["nb_marginal_samples"] = nb_marginal_samples
+    # nothing that moves theta from its instance
+    options |= {"identity": {"projection": None}, "multiplicative": {"noise_temperature": 1e-4}}.get(name, {})
     estimator, witness = make(name, **options), Witness()
     if name.startswith("aimle"):  # a step small enough that instances stay apart
         estimator.target_distribution._beta.fill_(1e-3)
@@ -655,7 +683,7 @@ def test_a_noise_of_ones_own_needs_only_sample(name, dtype):
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_distribution_of_torch_serves_as_noise(name):
     noise = torch.distributions.Gumbel(0.0, 1.0)
-    z, _ = run(make(name, noise_distribution=noise)(select_two), torch.zeros(200, 5))
+    z, _ = run(make(name, noise_distribution=noise)(select_two), torch.ones(200, 5))
     assert z.unique(dim=0).shape[0] == 10
 
 
@@ -668,7 +696,7 @@ def test_noise_derived_from_the_base_class_with_sample_alone_is_accepted():
     assert torch.equal(z, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(3, 4))
 
 
-@pytest.mark.parametrize("name", WITH_DY)
+@pytest.mark.parametrize("name", sorted({*WITH_DY} - {*PERTURBED}))
 def test_without_noise_the_forward_pass_is_the_solver(name):
     theta = torch.randn(3, 5)
     z, _ = run(make(name, noise_distribution=None)(select_two), theta)
@@ -816,7 +844,7 @@ def test_gradients_are_averaged_over_samples(name, nb_samples):
     assert torch.allclose(together.grad, apart.grad.view(4, nb_samples, 5).mean(dim=1))
 
 
-@pytest.mark.parametrize("name", WITH_TARGET)
+@pytest.mark.parametrize("name", WITH_DY)
 def test_a_zero_gradient_stays_zero(name):
     theta = torch.randn(3, 5, requires_grad=True)
     layer = make(name, nb_samples=3)(select_two)
