@@ -251,8 +251,8 @@ def _log_sum(scores: Tensor, k: int) -> Tensor:
     """Return log Z `[...]` of scores `[..., N]` from `_near`."""
     halves = _polynomials(scores, k)[-1]
     heads = _product(halves[:, 0], halves[:, 1], k, k).squeeze(0)
-    # log P(k heads) + sum_i log(1 + exp(score))
-    return heads.log() - F.logsigmoid(-scores).sum(-1)
+    # log P(k heads) + sum_i log(1 + exp(score)); all gradient is in the first, see `_polynomials`
+    return heads.log() - F.logsigmoid(-scores.detach()).sum(-1)
 
 
 def _polynomials(scores: Tensor, k: int) -> list[Tensor]:
@@ -262,7 +262,10 @@ def _polynomials(scores: Tensor, k: int) -> list[Tensor]:
     """
     size = scores.shape[-1]
     scores = F.pad(scores, (0, 2 ** max(1, (size - 1).bit_length()) - size), value=-_LARGEST).movedim(-1, 0)
-    blocks = [torch.stack([torch.sigmoid(-scores), torch.sigmoid(scores)])]
+    start = scores.detach()
+    # c (1 + exp(score) x) is a polynomial of the entry for any constant c: with 1 - p for it, which does not follow the
+    # score, the gradient of log Z is a sum of positive terms
+    blocks = [torch.stack([torch.sigmoid(-start), torch.sigmoid(start) * torch.exp(scores - start)])]
     while blocks[-1].shape[1] > 2:
         left, right = blocks[-1][:, 0::2], blocks[-1][:, 1::2]
         blocks.append(_product(left, right, 0, min(2 * len(left) - 2, k)))
