@@ -13,12 +13,23 @@ an estimator as a module.
     from imle.imle import imle            # implicit maximum likelihood (NeurIPS 2021)
     from imle.ste import ste              # straight-through
     from imle.sfe import sfe              # score function
+    from imle.blackbox import blackbox    # black-box differentiation
+    from imle.identity import identity    # identity with projection
+    from imle.perturbed import perturbed  # perturbed optimisers; with imle.fenchel_young, a loss
+    from imle.lpgd import lpgd            # Lagrangian proximal gradients
+    from imle.simple import SIMPLE        # k-subsets exactly: a layer without a solver; also imle.k_subset_sfe
+    from imle.spo_plus import SPOPlusLoss  # a loss of decisions
 
-The four functions live in modules of their own names and are not re-exported here: they would hide the modules.
+The functions live in modules of their own names and are not re-exported here: they would hide the modules.
 """
 
 from imle.layers import MAPLayer, RelaxedLayer
-from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.noise import (
+    BaseNoiseDistribution,
+    GumbelNoiseDistribution,
+    NormalNoiseDistribution,
+    SumOfGammaNoiseDistribution,
+)
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
 __version__ = "0.2.0"
@@ -29,6 +40,7 @@ __all__ = [
     "BaseTargetDistribution",
     "GumbelNoiseDistribution",
     "MAPLayer",
+    "NormalNoiseDistribution",
     "RelaxedLayer",
     "SumOfGammaNoiseDistribution",
     "TargetDistribution",

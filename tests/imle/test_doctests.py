@@ -12,10 +12,18 @@ import imle.solvers
 
 MODULES = ["imle", *(module.name for module in pkgutil.walk_packages(imle.__path__, "imle."))]
 ABSTRACT = {"BaseNoiseDistribution", "BaseTargetDistribution", "BatchedSolver"}
-FUNCTIONS = [("imle.aimle", "aimle"), ("imle.imle", "imle"), ("imle.ste", "ste"), ("imle.sfe", "sfe")]
 SAMPLES = ["gumbel_softmax", "concrete_max", "softsub"]
 MARGINALS = ["k_subset_marginals", "spanning_tree_marginals", "spanning_tree_edge_marginals"]
 FAMILIES = ["k_subsets", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
+FUNCTIONS = [
+    *((f"imle.{name}", name) for name in ("aimle", "imle", "ste", "sfe", "blackbox", "identity", "perturbed", "lpgd")),
+    *(("imle.k_subsets", name) for name in ("log_partition", "marginals", "log_prob", "entropy", "sample")),
+    ("imle.simple", "SIMPLE"),
+    ("imle.k_subset_sfe", "KSubsetSFE"),
+    ("imle.fenchel_young", "FenchelYoungLoss"),
+    ("imle.spo_plus", "SPOPlusLoss"),
+    ("imle.noise", "NormalNoiseDistribution"),
+]
 PUBLIC = [
     *FUNCTIONS,
     ("imle.diagnostics", "gradient_report"),

@@ -9,10 +9,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from imle.aimle import AIMLE, aimle
+from imle.blackbox import BlackboxDifferentiation, blackbox
 from imle.finite_difference import without_walls
+from imle.identity import IdentityWithProjection, identity
 from imle.imle import IMLE, imle
 from imle.layers import MAPLayer
+from imle.lpgd import LPGD, lpgd
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.perturbed import PerturbedOptimiser, perturbed
 from imle.sfe import SFE, score_function_loss, sfe
 from imle.solvers import select_k
 from imle.ste import STE, ste
@@ -533,7 +537,19 @@ def test_a_solver_object_may_have_any_attributes():
         aimle(torch.distributions.Normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize(("function", "kind"), [(aimle, AIMLE), (imle, IMLE), (ste, STE), (sfe, SFE)])
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (aimle, AIMLE),
+        (imle, IMLE),
+        (ste, STE),
+        (sfe, SFE),
+        (blackbox, BlackboxDifferentiation),
+        (identity, IdentityWithProjection),
+        (perturbed, PerturbedOptimiser),
+        (lpgd, LPGD),
+    ],
+)
 def test_a_decorator_shows_every_option_of_its_estimator_once(function, kind):
     options = list(inspect.signature(function).parameters)[1:]
     assert options == list(inspect.signature(kind).parameters)
