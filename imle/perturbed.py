@@ -21,7 +21,9 @@ class PerturbedOptimiser(OneTemperature):
 
         z = mean over M of MAP(theta + tau eps),    g = E[<MAP(theta + tau eps), dy> s(eps)] / tau,    s = -grad log rho
 
-        multiplicative:  z = mean over M of MAP(theta exp(tau eps - tau^2 / 2)),    g as above, divided by theta
+    and with multiplicative noise
+
+        z = mean over M of MAP(theta exp(tau eps - tau^2 / 2)),    g as above, divided by theta
 
     The mean is differentiable, and g is an unbiased estimate of its gradient, in the loss of the mean for large M.
     Unlike with other estimators, the decorated solver returns means of solutions, `[B*S, ...]`, each over
