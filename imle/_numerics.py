@@ -140,5 +140,5 @@ def finite_number(name: str, value: float) -> float:
 
 
 def inner(x: Tensor, z: Tensor) -> Tensor:
-    """Return <x, z> of each instance `[B]`, for `[B, ...]`; where z is 0 nothing of x counts, not even -inf."""
-    return torch.where(z == 0, 0.0, x * z).flatten(1).sum(dim=1)
+    """Return <x, z> of each instance `[B]`, for `[B, ...]`; where z is 0 an infinite entry of x counts for nothing."""
+    return torch.where((z == 0) & x.isinf(), 0.0, x * z).flatten(1).sum(dim=1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imle._compile import eager
 from imle._numerics import inner
 from imle.perturb_and_map import PerturbAndMAP
 from imle.perturbed import PerturbedOptimiser
@@ -51,6 +52,7 @@ class FenchelYoungLoss(nn.Module):
             raise TypeError(f"estimator must be a call such as perturbed(), not {estimator!r}")
         self.solver, self.estimator = solver, estimator
 
+    @eager
     def forward(self, theta: Tensor, z_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of each instance `[B]`.
 

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imle._compile import eager
 from imle._numerics import host_may_wait, name_rows
 from imle._reentry import repeatable
 from imle.noise import GumbelNoiseDistribution, draw
@@ -80,6 +81,7 @@ def marginals(theta: Tensor, k: int) -> Tensor:
     return torch.func.grad(lambda scores: _log_sum(scores, k).sum())(scores).to(theta.dtype)
 
 
+@eager
 def log_prob(theta: Tensor, z: Tensor, k: int) -> Tensor:
     """Return log p(z).
 
@@ -129,6 +131,7 @@ def entropy(theta: Tensor, k: int) -> Tensor:
     return (_log_sum(scores, k) - (marginals(scores, k) * scores).sum(-1)).to(theta.dtype)
 
 
+@eager
 @torch.no_grad()
 def sample(theta: Tensor, k: int, nb_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
     """Draw k-subsets, exactly and independently.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imle._compile import eager
 from imle._numerics import inner
 from imle.perturb_and_map import PerturbAndMAP
 from imle.solver import Solver
@@ -46,6 +47,7 @@ class SPOPlusLoss(nn.Module):
             raise TypeError(f"a solver must be callable, {solver!r} is not")
         self.solver, self.problem = solver, PerturbAndMAP(_is_minimization=_is_minimization)
 
+    @eager
     def forward(
         self, theta: Tensor, theta_true: Tensor, *args: Any, z_true: Tensor | None = None, **kwargs: Any
     ) -> Tensor:

@@ -133,6 +133,19 @@ def test_what_noise_cannot_move_gets_no_gradient(multiplicative):
     assert theta.grad[:, 3].any() != multiplicative
 
 
+def test_multiplicative_noise_keeps_signs_and_means():
+    seen = []
+
+    def solver(theta):
+        seen.append(theta.clone())
+        return theta.sign()
+
+    theta = torch.tensor([[0.5, -2.0, 0.0]])
+    z = perturbed(nb_marginal_samples=DRAWS, multiplicative=True, noise_temperature=0.5)(solver)(theta)
+    assert torch.equal(z, theta.sign())
+    assert torch.allclose(seen[0].mean(0), theta[0], rtol=0.02)
+
+
 def test_the_score_is_that_of_the_density():
     eps = torch.linspace(-2, 3, 50, dtype=torch.float64)
     assert torch.allclose(perturbed().score(eps), eps)
@@ -283,6 +296,28 @@ def test_a_loss_keeps_dtype_strides_masks_transforms_and_copies(name):
     masked.sum().backward()
     assert masked.isfinite().all()
     assert wide.grad.isfinite().all() and not wide.grad[:, 5:].any()
+
+
+def test_a_solver_may_scribble_on_what_a_loss_gives_it_and_nan_is_not_hidden_on_an_accelerator(no_waiting):
+    def scribbler(theta):
+        z = select_one(theta)
+        theta.fill_(7.0)
+        return z
+
+    theta, truth = torch.randn(4, 5), torch.randn(4, 5)
+    for clean, dirty, other in (
+        (SPOPlusLoss(select_one), SPOPlusLoss(scribbler), truth),
+        (FenchelYoungLoss(select_one), FenchelYoungLoss(scribbler), select_one(truth)),
+    ):
+        found = []
+        for loss in (clean, dirty):
+            torch.manual_seed(1)
+            found.append(loss(theta, other))
+        assert torch.equal(*found)
+    no_waiting()
+    theta[1, 2] = torch.nan
+    for loss, other in ((SPOPlusLoss(select_one), truth), (FenchelYoungLoss(select_one), select_one(truth))):
+        assert loss(theta, other).isnan().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("name", ["SPO+", "Fenchel-Young"])
