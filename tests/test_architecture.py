@@ -91,7 +91,7 @@ def test_the_library_imports_torch_and_nothing_else():
     pairs = imports("imle", lazy=False)
     assert len(pairs) > 20
     assert [pair for pair in pairs if floor(pair[1]) not in allowed] == []
-    assert [pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy", "tqdm"}] == []
+    assert [pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy", "scipy", "tqdm"}] == []
 
 
 def test_the_rest_of_the_library_does_not_know_the_wrapper_nor_the_diagnostics():

@@ -1,0 +1,69 @@
+"""What the solvers share at their doors: which parameters they refuse, and how they say that there is no solution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# As a module, so that whoever replaces `host_may_wait` there replaces it here as well.
+from imle import _numerics
+
+
+def check_floating(name: str, parameters: Tensor) -> None:
+    """Refuse parameters that are not floating point with a TypeError."""
+    if not parameters.is_floating_point():
+        raise TypeError(f"{name} must be floating point, not {parameters.dtype}; convert them first")
+
+
+def sum_dtype(parameters: Tensor) -> torch.dtype:
+    """Return the dtype that sums of parameters are taken in: float64 for float64, else float32."""
+    return torch.promote_types(parameters.dtype, torch.float32)
+
+
+def broken_rows(name: str, parameters: Tensor, liked: float) -> Tensor | None:
+    """Return which rows of parameters `[B, ...]` no solver can answer, `[B]`: NaN, or the infinity that it likes.
+
+    Raises:
+        FloatingPointError: there is one. On an accelerator nothing may wait for the host, and they are returned.
+    """
+    if _numerics.host_may_wait(parameters) and _numerics.host_sees_finite(parameters):
+        return None
+    broken = (parameters.isnan() | (parameters == liked)).flatten(1).any(dim=1)
+    if not _numerics.host_may_wait(parameters):
+        return broken
+    if broken.any():
+        raise FloatingPointError(f"{name} must not be NaN or {liked}: so it is in {_numerics.name_rows(broken)}")
+    return None
+
+
+def answer(z: Tensor, without: Tensor, reason: str) -> Tensor:
+    """Return solutions z `[B, ...]`, of which some rows `[B]` have none.
+
+    Raises:
+        ValueError: a row has none. On an accelerator nothing may wait for the host, and such a row is NaN.
+    """
+    if not _numerics.host_may_wait(without):
+        return nan_in(z, without)
+    if without.any():
+        raise ValueError(f"{reason} in {_numerics.name_rows(without)}")
+    return z
+
+
+def nan_in(z: Tensor, rows: Tensor | None) -> Tensor:
+    """Return z `[B, ...]` with NaN in some rows `[B]`."""
+    return z if rows is None else z.masked_fill(rows.view(-1, *[1] * (z.dim() - 1)), torch.nan)
+
+
+def scipy_optimize(solver: str) -> Any:
+    """Return the module `scipy.optimize`, which torch does not bring along.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
+    try:
+        import scipy.optimize
+    except ImportError as error:
+        raise ImportError(f"{solver} needs scipy: pip install scipy") from error
+    return scipy.optimize
