@@ -34,7 +34,9 @@ def broken_rows(name: str, parameters: Tensor, liked: float) -> Tensor | None:
     if not _numerics.host_may_wait(parameters):
         return broken
     if broken.any():
-        raise FloatingPointError(f"{name} must not be NaN or {liked}: so it is in {_numerics.name_rows(broken)}")
+        raise FloatingPointError(
+            f"{name} must not be NaN or {liked}: so it is in {_numerics.name_rows(broken[:, None])}"
+        )
     return None
 
 
@@ -47,7 +49,7 @@ def answer(z: Tensor, without: Tensor, reason: str) -> Tensor:
     if not _numerics.host_may_wait(without):
         return nan_in(z, without)
     if without.any():
-        raise ValueError(f"{reason} in {_numerics.name_rows(without)}")
+        raise ValueError(f"{reason} in {_numerics.name_rows(without[:, None])}")
     return z
 
 

@@ -83,7 +83,8 @@ def _whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...])
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name} must be {expected}; its shape is {list(numbers.shape)}")
     if _numerics.host_may_wait(numbers) and (numbers < 0).any():
-        where = f" in {_numerics.name_rows(numbers < 0)}" if len(shapes[-1]) == numbers.dim() else ""
+        per_row = numbers.dim() == len(shapes[-1])
+        where = f" in {_numerics.name_rows((numbers < 0).view(len(numbers), -1))}" if per_row else ""
         raise ValueError(f"{name} must not be negative{where}; the least is {int(numbers.min())}")
     return numbers.long()
 

@@ -120,6 +120,10 @@ class _Block:
     tails: Tensor  # of the table's arcs, flat
 
     @property
+    def shape(self) -> tuple[int, int]:
+        return self.last - self.first, self.width
+
+    @property
     def rows(self) -> slice:
         return slice(self.start, self.start + len(self.tails))
 
@@ -162,9 +166,11 @@ def _prepare(numbers: bytes, source: int, target: int, device: str) -> _Graph:
     ends = torch.frombuffer(bytearray(numbers), dtype=torch.long).tolist() if numbers else []
     count = len(ends) // 2
     tails, heads = ends[:count], ends[count:]
-    if min(ends, default=0) < 0:
+    if not count:
+        raise ValueError("arcs must be at least one; there is none")
+    if min(ends) < 0:
         raise ValueError(f"arcs must join vertices from 0 up, not {min(ends)}")
-    vertices = 1 + max(ends, default=0)
+    vertices = 1 + max(ends)
     for name, vertex in (("source", source), ("target", target)):
         if not 0 <= vertex < vertices:
             raise ValueError(f"{name} must be a vertex of the arcs, from 0 to {vertices - 1}; it is {vertex}")
@@ -295,7 +301,7 @@ def _in_order(costs: Tensor, graph: _Graph) -> tuple[Tensor, Tensor]:
     for block in graph.blocks:
         ways = distance.index_select(0, block.tails).add_(costs[block.rows])
         vertices = slice(block.first, block.last)
-        torch.min(ways.view(-1, block.width, ways.shape[1]), dim=1, out=(distance[vertices], best[vertices]))
+        torch.min(ways.unflatten(0, block.shape), dim=1, out=(distance[vertices], best[vertices]))
     return distance, best
 
 
@@ -307,7 +313,7 @@ def _until_settled(costs: Tensor, graph: _Graph) -> tuple[Tensor, Tensor, Tensor
         improved = torch.zeros_like(distance)
         for block in graph.blocks:
             ways = distance.index_select(0, block.tails).add_(costs[block.rows])
-            nearest, place = ways.view(-1, block.width, ways.shape[1]).min(dim=1)
+            nearest, place = ways.unflatten(0, block.shape).min(dim=1)
             vertices = slice(block.first, block.last)
             better = torch.lt(nearest, distance[vertices])
             torch.where(better, place, best[vertices], out=best[vertices])

@@ -72,3 +72,58 @@ def exact_marginals(theta: Tensor, states: Tensor, temperature: float = 1.0) -> 
     """Return the mean of z, [B, ...], where z has probability proportional to exp(<z, theta> / temperature)."""
     probabilities = (scores(theta, states) / temperature).softmax(dim=1)
     return (probabilities @ states.to(theta.dtype).flatten(1)).view(theta.shape)
+
+
+def all_permutations(n: int) -> Tensor:
+    """List the rankings of n entries, the permutations of 1..n, [n!, n]."""
+    return torch.tensor(list(itertools.permutations(range(1, n + 1))), dtype=torch.float32).view(-1, n)
+
+
+def all_matchings(n: int, m: int) -> Tensor:
+    """List the matchings of n rows and m columns that use the shorter side up, [C, n, m]."""
+    if n > m:
+        return all_matchings(m, n).mT
+    chosen = list(itertools.permutations(range(m), n))
+    states = torch.zeros(len(chosen), n, m)
+    for state, columns in zip(states, chosen):
+        state[list(range(n)), list(columns)] = 1.0
+    return states
+
+
+def all_binary_vectors(n: int) -> Tensor:
+    """List the vectors of n zeros and ones, [2^n, n]."""
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=n))).view(-1, n)
+
+
+def all_arborescences(n: int, root: int) -> Tensor:
+    """List the spanning arborescences of the complete graph as matrices of [parent, child], [n^(n-2), n, n]."""
+    trees = all_spanning_trees(n)
+    states = torch.zeros_like(trees)
+    for state, tree in zip(states, trees):
+        reached = [root]
+        for u in reached:
+            for v in tree[u].nonzero().flatten().tolist():
+                if v not in reached:
+                    state[u, v] = 1.0
+                    reached.append(v)
+    return states
+
+
+def all_arc_paths(arcs: Tensor, source: int, target: int) -> Tensor:
+    """List the indicators of the arcs of the simple paths from source to target, [P, A], for arcs [2, A]."""
+    tails, heads = arcs.tolist()
+    paths: list[list[int]] = []
+
+    def extend(path: list[int], seen: list[int]) -> None:
+        if seen[-1] == target:
+            paths.append(path)
+            return
+        for arc, (tail, head) in enumerate(zip(tails, heads)):
+            if tail == seen[-1] and head not in seen:
+                extend([*path, arc], [*seen, head])
+
+    extend([], [source])
+    states = torch.zeros(len(paths), len(tails))
+    for state, path in zip(states, paths):
+        state[path] = 1.0
+    return states
