@@ -94,7 +94,7 @@ def test_weights_that_nobody_may_look_at_give_the_same_answer_and_nan_where_they
 def test_a_knapsack_is_refused_for_what_it_cannot_answer():
     values = torch.randn(3, 4)
     for weights in ([1.0, 2.0, 3.0, 4.0], np.ones(4), torch.ones(4, dtype=torch.bool)):
-        with pytest.raises(TypeError, match="weights must be whole numbers, not torch.*power of ten"):
+        with pytest.raises(TypeError, match=r"weights must be whole numbers, not torch\..*power of ten"):
             knapsack(values, weights, 3)
     with pytest.raises(TypeError, match="capacity must be whole numbers"):
         knapsack(values, [1] * 4, 2.5)

@@ -140,7 +140,7 @@ def test_a_cycle_that_costs_less_than_nothing_is_named_only_if_a_path_could_use_
     expected = torch.tensor([1.0, 1, 0, 0, 0, 0, 1]).expand(3, 7)
     assert torch.equal(shortest_path_arcs(costs, arcs, 0, 5), expected)
     costs[1, 2] = -1.5
-    with pytest.raises(ValueError, match="a cycle costs less than nothing .negative_as_zero=True.* in row 1"):
+    with pytest.raises(ValueError, match=r"a cycle costs less than nothing \(negative_as_zero=True.* in row 1"):
         shortest_path_arcs(costs, arcs, 0, 5)
     assert torch.equal(shortest_path_arcs(costs, arcs, 0, 5, negative_as_zero=True), expected)
 
