@@ -206,21 +206,6 @@ class TargetDistribution(_ByHand, target.TargetDistribution):
         return difference / max(self.beta, self.eps) if self.do_gradient_scaling else difference
 
 
-def _state(buffer: str, meaning: str) -> Any:
-    """Return an attribute that reads and sets a number in a buffer."""
-
-    def read(self: AdaptiveTargetDistribution) -> float:
-        return getattr(self, buffer).item()
-
-    def write(self: AdaptiveTargetDistribution, value: float) -> None:
-        value = finite_number(buffer[1:], value)
-        if buffer != "_beta_update" and value < 0:
-            raise ValueError(f"{buffer[1:]} must be at least 0, not {value}")
-        getattr(self, buffer).fill_(value)
-
-    return property(read, write, doc=meaning)
-
-
 class AdaptiveTargetDistribution(_ByHand, target.AdaptiveTargetDistribution):
     """A perturbation size that tunes itself, whose state may be set; see `imle.target.AdaptiveTargetDistribution`.
 
@@ -230,10 +215,6 @@ class AdaptiveTargetDistribution(_ByHand, target.AdaptiveTargetDistribution):
         >>> f"{adaptive.beta:.4f}", adaptive.grad_norm, adaptive.previous_beta_update
         ('0.5000', 1.0, 0.0)
     """
-
-    beta = _state("_beta", "The relative perturbation size now.")
-    grad_norm = _state("_grad_norm", "N, the running mean of the number of non-zero entries.")
-    previous_beta_update = _state("_beta_update", "u, the last move of beta.")
 
 
 # ---- the estimators over a target distribution that gives theta' itself
