@@ -1,9 +1,9 @@
 """Relaxations: soft, differentiable stand-ins for a discrete choice, in place of an estimator for the choice itself.
 
-Everything is batched and differentiable, on any device; half precision is computed in float32. The marginals of an
-exponential family are the gradient of its log partition function, and are computed as just that: a recursion in log
-space for the partition function, which subtracts nothing and so loses nothing to cancellation, and autograd for the
-rest.
+Everything is batched and differentiable, on any device; half precision is computed in float32. The marginals of
+spanning trees are the gradient of the log partition function, and are computed as just that: a recursion in log space
+for the partition function, which subtracts nothing and so loses nothing to cancellation, and autograd for the rest.
+Those of k-subsets are in `imle.k_subsets`.
 
 Scores may be of any size. A score far below the others (-1e6, -1e9, -inf: a mask) stands for its limit at -inf: it is
 chosen only where too few others are left, and then like all others of its size. A NaN makes its row NaN.
@@ -139,38 +139,6 @@ def perturbed(logits: Tensor, k: int, generator: Generator | None = None) -> Ten
     return logits - common + noise
 
 
-def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
-    """Compute how likely each entry is to be in a k-subset z drawn with probability proportional to exp(<z, logits>).
-
-    The partition function is the k-th elementary symmetric polynomial of exp(logits): the coefficient of x^k in
-    prod_i (1 + x exp(logits_i)), multiplied out two and two in log2(N) rounds.
-
-    Args:
-        logits: log-weights, [..., N].
-        k: size of the subset, 1 to N.
-
-    Returns:
-        Marginals, [..., N], each in [0, 1], with sum k.
-
-    Raises:
-        ValueError: k is outside 1..N.
-
-    Example:
-        >>> k_subset_marginals(torch.tensor([0.0, 0.0, 0.0, -1e9]), k=2)
-        tensor([0.6667, 0.6667, 0.6667, 0.0000])
-    """
-    _check_subset_size(k, logits)
-    theta = _largest_finite(_at_least_float32(logits))
-    largest = theta.detach().topk(k, dim=-1).values
-    last = largest[..., -1:]
-    # Only what is near the k-th largest is in doubt; how far above it an entry is does not matter beyond that.
-    far = _negligible(theta.dtype)
-    near = (theta - last).clamp(_LOG_ZERO, far)
-    # The marginals do not change when all logits move; these keep the numbers small, hence their rounding.
-    near = near - (largest - last).clamp(max=far).mean(-1, keepdim=True)
-    return _gradient(lambda theta: _log_subset_sum(theta, k), near).to(logits.dtype)
-
-
 def spanning_tree_marginals(weights: Tensor, max_range: float = math.inf) -> Tensor:
     """Compute how likely each edge is to be in a spanning tree drawn with probability proportional to
     exp(sum of its edges' weights).
@@ -301,26 +269,6 @@ def _gradient(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     with torch.enable_grad():
         inputs = theta if differentiable else theta.detach().requires_grad_()
         return torch.autograd.grad(function(inputs).sum(), inputs, create_graph=differentiable)[0]
-
-
-def _log_subset_sum(logits: Tensor, k: int) -> Tensor:
-    """Compute the log of the sum of exp(<z, logits>) over all k-subsets z; [..., N] -> [...]."""
-    size = logits.shape[-1]
-    logits = F.pad(logits, (0, 2 ** math.ceil(math.log2(size)) - size), value=_LOG_ZERO).movedim(-1, 0)
-    polynomials = torch.stack([torch.zeros_like(logits), logits])  # log coefficients of 1 + x exp(logit), [2, N, ...]
-    while polynomials.shape[1] > 1:
-        polynomials = _log_product(polynomials[:, 0::2], polynomials[:, 1::2], k)
-    return polynomials[k, 0]
-
-
-def _log_product(left: Tensor, right: Tensor, max_degree: int) -> Tensor:
-    """Multiply polynomials given by log coefficients [D, ...] and drops what is above max_degree."""
-    size = left.shape[0]
-    degree = torch.arange(min(2 * size - 1, max_degree + 1), device=left.device).unsqueeze(1)
-    partner = degree - torch.arange(size, device=left.device)  # left[i] meets right[degree - i]
-    partner = torch.where((partner < 0) | (partner >= size), size, partner)  # the padding: log 0
-    padding = torch.full_like(right[:1], _LOG_ZERO)
-    return torch.logsumexp(left + torch.cat([right, padding])[partner], dim=1)
 
 
 def _log_tree_sum(weights: Tensor) -> Tensor:

@@ -16,14 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imle.k_subsets import marginals as k_subset_marginals
 from imle.noise import Device, GumbelNoiseDistribution, SeedableNoiseDistribution, draw
-from imle.relaxations import (
-    check_temperature,
-    k_subset_marginals,
-    perturbed,
-    spanning_tree_edge_marginals,
-    straight_through,
-)
+from imle.relaxations import check_temperature, perturbed, spanning_tree_edge_marginals, straight_through
 from imle.solvers import select_k, spanning_tree_edges
 
 

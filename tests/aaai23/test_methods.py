@@ -10,9 +10,10 @@ from aaai23.l2x import train as l2x_train
 from aaai23.methods import METHODS, MethodSettings, beta_of
 from imle.aimle import aimle
 from imle.imle import imle
+from imle.k_subsets import marginals as k_subset_marginals
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
-from imle.relaxations import concrete_max, gumbel_softmax, k_subset_marginals, perturbed, softsub
+from imle.relaxations import concrete_max, gumbel_softmax, perturbed, softsub
 from imle.solvers import select_k
 from imle.ste import ste
 from imle.structures import k_subsets

@@ -13,7 +13,7 @@ import imle.solvers
 MODULES = ["imle", *(module.name for module in pkgutil.walk_packages(imle.__path__, "imle."))]
 ABSTRACT = {"BaseNoiseDistribution", "BaseTargetDistribution", "BatchedSolver"}
 SAMPLES = ["gumbel_softmax", "concrete_max", "softsub"]
-MARGINALS = ["k_subset_marginals", "spanning_tree_marginals", "spanning_tree_edge_marginals"]
+MARGINALS = ["spanning_tree_marginals", "spanning_tree_edge_marginals"]
 FAMILIES = ["k_subsets", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
 FUNCTIONS = [
     *((f"imle.{name}", name) for name in ("aimle", "imle", "ste", "sfe", "blackbox", "identity", "perturbed", "lpgd")),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from imle import relaxations as R
+from imle.k_subsets import marginals as k_subset_marginals
 from imle.noise import GumbelNoiseDistribution, draw
 from imle.structures import any_edges, k_subsets, stochastic_softmax
 from tests.reference.oracles import all_spanning_trees, all_subsets, exact_marginals
@@ -150,7 +151,7 @@ def test_masked_subset_marginals_are_the_limit(kept, mask, dtype):
     values = multiples_of_an_eighth(7, seeded())
     masked = (torch.arange(7) >= kept).to(DOUBLE)
     values = values * (1 - masked)
-    function = lambda logits: R.k_subset_marginals(logits, 3)  # noqa: E731
+    function = lambda logits: k_subset_marginals(logits, 3)  # noqa: E731
     assert_limit(function, values, -masked, -mask, all_subsets(7, 3), dtype)
 
 
@@ -162,14 +163,14 @@ def test_subset_marginals_of_huge_scores_keep_small_differences(seed, dtype, uni
     levels = -torch.randint(0, 3, (9,), generator=generator)
     values = multiples_of_an_eighth(9, generator)
     values = torch.where(levels < 0, values.round() * (unit < 1e30), values)
-    function = lambda logits: R.k_subset_marginals(logits, 4)  # noqa: E731
+    function = lambda logits: k_subset_marginals(logits, 4)  # noqa: E731
     assert_limit(function, values, levels, unit, all_subsets(9, 4), dtype)
 
 
 @pytest.mark.parametrize("offset", [1e6, -1e6])
 def test_marginals_do_not_change_when_all_scores_move(offset):
     values = torch.randint(-3, 4, (4, 10)).float()
-    for function in (R.spanning_tree_edge_marginals, lambda x: R.k_subset_marginals(x, 4)):
+    for function in (R.spanning_tree_edge_marginals, lambda x: k_subset_marginals(x, 4)):
         torch.testing.assert_close(function(values + offset), function(values))
 
 
@@ -253,9 +254,7 @@ def test_one_huge_logit_among_small_ones_is_chosen_and_leaves_their_differences(
             torch.testing.assert_close(sample[:, 2], torch.ones(50))
             others = torch.arange(7) != 2
             keys = (logits + noise)[:, others].double()
-            expected = (
-                published_softsub(keys, 2, 0.5) if relaxation is R.softsub else R.k_subset_marginals(keys / 0.5, 2)
-            )
+            expected = published_softsub(keys, 2, 0.5) if relaxation is R.softsub else k_subset_marginals(keys / 0.5, 2)
             torch.testing.assert_close(sample[:, others].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -280,7 +279,7 @@ def test_every_relaxation_takes_any_leading_dimensions(lead):
     rows, edges = torch.randn(math.prod(lead), 6), torch.randn(math.prod(lead), 10)
     u, v = edges_of(5)
     functions = [lambda x, r=r: r(x, 3, 0.5, generator=seeded()) for r in SUBSET_RELAXATIONS]
-    functions += [lambda x: R.gumbel_softmax(x, 0.5, generator=seeded()), lambda x: R.k_subset_marginals(x, 3)]
+    functions += [lambda x: R.gumbel_softmax(x, 0.5, generator=seeded()), lambda x: k_subset_marginals(x, 3)]
     for function in functions:
         torch.testing.assert_close(function(rows.view(*lead, 6)), function(rows).view(*lead, 6))
     marginals = R.spanning_tree_edge_marginals(edges)
@@ -292,7 +291,7 @@ def test_every_relaxation_takes_any_leading_dimensions(lead):
 
 def test_a_row_with_a_missing_number_is_missing_and_leaves_the_others_alone():
     values = torch.randn(3, 10)
-    for function in (R.spanning_tree_edge_marginals, lambda x: R.k_subset_marginals(x, 4)):
+    for function in (R.spanning_tree_edge_marginals, lambda x: k_subset_marginals(x, 4)):
         expected = function(values)
         broken = values.clone()
         broken[1, 4] = math.nan
@@ -308,30 +307,30 @@ def test_a_row_with_a_missing_number_is_missing_and_leaves_the_others_alone():
 def test_subset_marginals_equal_enumeration(n, k):
     logits = 2 * torch.randn(6, n, dtype=DOUBLE)
     expected = exact_marginals(logits, all_subsets(n, k).to(DOUBLE), 1.0)
-    torch.testing.assert_close(R.k_subset_marginals(logits, k), expected)
+    torch.testing.assert_close(k_subset_marginals(logits, k), expected)
 
 
 def test_marginals_of_one_subset_are_softmax_and_of_all_are_one():
     logits = torch.randn(3, 11, dtype=DOUBLE)
-    torch.testing.assert_close(R.k_subset_marginals(logits, 1), logits.softmax(-1))
-    torch.testing.assert_close(R.k_subset_marginals(logits, 11), torch.ones_like(logits))
+    torch.testing.assert_close(k_subset_marginals(logits, 1), logits.softmax(-1))
+    torch.testing.assert_close(k_subset_marginals(logits, 11), torch.ones_like(logits))
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 2), (8, 3), (6, 5)])
 def test_gradients_of_subset_marginals_pass_gradcheck(n, k):
     logits = torch.randn(2, n, dtype=DOUBLE, requires_grad=True)
-    assert gradcheck(lambda theta: R.k_subset_marginals(theta, k), (logits,))
+    assert gradcheck(lambda theta: k_subset_marginals(theta, k), (logits,))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize(("n", "k"), [(350, 10), (50, 5), (50, 49)])
 def test_subset_marginals_are_stable_in_single_precision(n, k, scale):
     logits = (scale * torch.randn(4, n)).requires_grad_()
-    marginals = R.k_subset_marginals(logits, k)
+    marginals = k_subset_marginals(logits, k)
     torch.testing.assert_close(marginals.sum(-1), torch.full((4,), float(k)), atol=1e-4, rtol=0)
     assert marginals.min() >= 0
     assert marginals.max() <= 1 + 1e-4
-    torch.testing.assert_close(marginals.double(), R.k_subset_marginals(logits.double(), k), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(marginals.double(), k_subset_marginals(logits.double(), k), atol=2e-4, rtol=1e-3)
     (marginals * torch.randn(4, n)).sum().backward()
     assert logits.grad.isfinite().all()
 
@@ -339,8 +338,8 @@ def test_subset_marginals_are_stable_in_single_precision(n, k, scale):
 def test_an_entry_of_minus_infinity_is_never_chosen_and_leaves_the_others_alone():
     logits = torch.randn(2, 6, dtype=DOUBLE)
     masked = torch.cat([logits, torch.full((2, 3), -math.inf, dtype=DOUBLE)], dim=-1).requires_grad_()
-    marginals = R.k_subset_marginals(masked, 6 - 1)
-    torch.testing.assert_close(marginals, F.pad(R.k_subset_marginals(logits, 5), (0, 3)))
+    marginals = k_subset_marginals(masked, 6 - 1)
+    torch.testing.assert_close(marginals, F.pad(k_subset_marginals(logits, 5), (0, 3)))
     (marginals * torch.randn(2, 9)).sum().backward()
     assert masked.grad.isfinite().all()
     assert (masked.grad[:, 6:] == 0).all()
@@ -348,15 +347,15 @@ def test_an_entry_of_minus_infinity_is_never_chosen_and_leaves_the_others_alone(
 
 def test_cold_subset_marginals_are_the_top_k():
     logits = torch.randn(5, 20, dtype=DOUBLE)
-    torch.testing.assert_close(R.k_subset_marginals(logits / 1e-4, 4), top_k_indicator(logits, 4))
+    torch.testing.assert_close(k_subset_marginals(logits / 1e-4, 4), top_k_indicator(logits, 4))
 
 
 def test_marginals_without_gradients_are_the_same_numbers():
     logits = torch.randn(2, 9, requires_grad=True)
     with torch.no_grad():
-        marginals = R.k_subset_marginals(logits, 3)
+        marginals = k_subset_marginals(logits, 3)
     assert not marginals.requires_grad
-    assert torch.equal(marginals, R.k_subset_marginals(logits, 3))
+    assert torch.equal(marginals, k_subset_marginals(logits, 3))
     assert logits.grad is None
 
 
@@ -544,7 +543,7 @@ def test_softsub_never_takes_a_masked_entry():
 
 def test_sst_is_the_marginals_of_perturbed_logits():
     logits = torch.randn(3, 9, dtype=DOUBLE)
-    expected = R.k_subset_marginals((logits + gumbel_like(logits)) / 0.3, 4)
+    expected = k_subset_marginals((logits + gumbel_like(logits)) / 0.3, 4)
     torch.testing.assert_close(sst(logits, 4, 0.3, generator=seeded()), expected)
 
 
@@ -576,7 +575,7 @@ def test_weights_of_no_graph_are_refused():
 @pytest.mark.gpu
 def test_the_gpu_computes_the_same():
     logits, edges = torch.randn(4, 60, dtype=DOUBLE), torch.randn(4, 45, dtype=DOUBLE)
-    for function, x in ((lambda x: R.k_subset_marginals(x, 7), logits), (R.spanning_tree_edge_marginals, edges)):
+    for function, x in ((lambda x: k_subset_marginals(x, 7), logits), (R.spanning_tree_edge_marginals, edges)):
         torch.testing.assert_close(function(x.cuda()).cpu(), function(x))
     for relaxation in SUBSET_RELAXATIONS:
         assert relaxation(logits.cuda(), 7, 0.5).device.type == "cuda"
