@@ -66,6 +66,13 @@ def test_the_best_is_told_from_the_next_best_at_every_scale(scale):
     assert torch.equal(z, select_k(theta, 3))
 
 
+def test_the_best_is_found_where_many_vectors_come_within_a_ten_thousandth_of_it():
+    weights = torch.randint(300, 800, (18,), generator=torch.Generator().manual_seed(1))
+    values = weights + 0.1 * torch.rand(2, 18, dtype=torch.float64)
+    z, best = binary_programme(values, weights[None], [5000]), knapsack(values, weights, 5000)
+    torch.testing.assert_close((z * values).sum(1), (best * values).sum(1), rtol=1e-12, atol=0)
+
+
 def test_an_entry_that_the_solver_avoids_without_bounds_is_never_taken():
     theta = torch.randn(6, 5)
     theta[:, 2] = -math.inf
