@@ -67,9 +67,9 @@ def test_the_best_is_told_from_the_next_best_at_every_scale(scale):
 
 
 def test_the_best_is_found_where_many_vectors_come_within_a_ten_thousandth_of_it():
-    weights = torch.randint(300, 800, (18,), generator=torch.Generator().manual_seed(1))
-    values = weights + 0.1 * torch.rand(2, 18, dtype=torch.float64)
-    z, best = binary_programme(values, weights[None], [5000]), knapsack(values, weights, 5000)
+    weights = torch.randint(300, 800, (14,), generator=torch.Generator().manual_seed(1))
+    values = weights + 0.1 * torch.rand(2, 14, dtype=torch.float64)
+    z, best = binary_programme(values, weights[None], [4000]), knapsack(values, weights, 4000)
     torch.testing.assert_close((z * values).sum(1), (best * values).sum(1), rtol=1e-12, atol=0)
 
 
