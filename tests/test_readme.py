@@ -188,6 +188,14 @@ def test_the_examples_of_the_librarys_page_run():
         torch.testing.assert_close(solutions.sum(1), torch.tensor([9.0, 9.0]))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", "docs/library.md")])
+def test_the_example_of_the_solvers_page_runs():
+    paths = python_of("docs/solvers.md")["z"]
+    assert torch.equal(paths.sum(dim=1), torch.full((32,), 8.0))
+
+
+RUN = ("README.md", "docs/library.md", "docs/solvers.md")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN])
 def test_no_other_page_has_an_example_that_no_test_runs(page):
     assert "```python" not in PAGES[page]
