@@ -19,7 +19,7 @@ class AIMLE(FiniteDifference):
         central:  g = [MAP(alpha theta + lambda dy + tau' eps) - MAP(alpha theta - lambda dy + tau' eps)] / (2 lambda)
 
     Source: Minervini, Franceschi, Niepert, "Adaptive Perturbation-Based Gradient Estimation for Discrete Latent
-    Variable Models", AAAI 2023. The target distribution is `AdaptiveTargetDistribution()` by default, which tunes
+    Variable Models", AAAI 2023. The published target distribution is `AdaptiveTargetDistribution()`, which tunes
     lambda by itself.
 
     Args:
@@ -48,7 +48,7 @@ class AIMLE(FiniteDifference):
     symmetric_perturbation: bool = False
 
     @staticmethod
-    def default_target() -> AdaptiveTargetDistribution:
+    def published_target() -> AdaptiveTargetDistribution:
         """Return a lambda that tunes itself."""
         return AdaptiveTargetDistribution()
 

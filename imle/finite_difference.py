@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imle._numerics import host_may_wait, times
+from imle.auto import AutoTargetDistribution
+from imle.noise import GumbelNoiseDistribution
 from imle.perturb_and_map import PerturbAndMAP
 from imle.target import BaseTargetDistribution
 
@@ -19,33 +22,52 @@ _DECADES = 320
 _LEAST_WALL = 3  # below a thousand nothing is a wall
 
 
+class _Unnamed:
+    """The default of an option for which None is an answer."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+UNNAMED: Any = _Unnamed()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FiniteDifference(PerturbAndMAP):
     """Base of the estimators with a target distribution: theta' = alpha theta - lambda dy.
 
+    Where neither a target nor a noise is named, they are `AutoTargetDistribution()`, which needs no number, and
+    `GumbelNoiseDistribution()`. Where one is, the other is that of the publications: no noise, the published target.
+
     Args:
-        target_distribution: where alpha and lambda come from.
+        target_distribution: where alpha and lambda come from; None is the published one.
         theta_noise_temperature: tau, how strongly the forward pass is perturbed; 0 returns MAP(theta).
         target_noise_temperature: tau', how strongly the target pass is perturbed, by the same draw of eps.
     """
 
-    target_distribution: BaseTargetDistribution | None = None
+    target_distribution: BaseTargetDistribution | None = UNNAMED
+    noise_distribution: Any = UNNAMED
     theta_noise_temperature: float = 1.0
     target_noise_temperature: float = 1.0
     target: BaseTargetDistribution = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        target, noise = self.target_distribution, self.noise_distribution
+        if target is UNNAMED and noise is UNNAMED:
+            target, noise = AutoTargetDistribution(), GumbelNoiseDistribution()
+        object.__setattr__(self, "noise_distribution", None if noise is UNNAMED else noise)
+        object.__setattr__(
+            self, "target_distribution", self.published_target() if target is UNNAMED or target is None else target
+        )
         super().__post_init__()
-        if self.target_distribution is None:
-            object.__setattr__(self, "target_distribution", self.default_target())
         if not isinstance(self.target_distribution, BaseTargetDistribution):
             raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {self.target_distribution!r}")
         object.__setattr__(self, "target", self.target_distribution)  # the same, and never None
         self._check_temperatures("theta_noise_temperature", "target_noise_temperature")
 
     @staticmethod
-    def default_target() -> BaseTargetDistribution:
-        """Return the target distribution where none is given."""
+    def published_target() -> BaseTargetDistribution:
+        """Return the target distribution of the publications."""
         raise NotImplementedError
 
     @property
@@ -63,7 +85,7 @@ class FiniteDifference(PerturbAndMAP):
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         counted = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
-        size = self.target.perturbation_size(without_walls(theta, self.sign), counted)
+        size = self.size(without_walls(theta, self.sign), noise, counted)
         # lambda dy; theta' is a step against it, or with it for a solver that minimises
         step = times(counted, self.sign * size)
         difference = self.average(self.difference(solve, theta, noise, z, step))
@@ -86,6 +108,13 @@ class FiniteDifference(PerturbAndMAP):
             return super().check_gradient(dy)
         _, finite_or_skipped = super().check_gradient(torch.where(finite, 0.0, torch.nan))
         return torch.where(finite, dy, 0.0), finite_or_skipped
+
+    def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor) -> Tensor:
+        """Return lambda."""
+        if noise is None or not isinstance(self.target, AutoTargetDistribution):
+            return self.target.perturbation_size(theta, dy)
+        norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
+        return self.target.perturbation_size(theta, dy, norm * self.target_noise_temperature / noise.numel() ** 0.5)
 
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.

@@ -20,7 +20,7 @@ class IMLE(FiniteDifference):
         g = z - MAP(alpha theta - lambda dy + tau' eps)
 
     Source: Niepert, Minervini, Franceschi, "Implicit MLE: Backpropagating Through Discrete Exponential Family
-    Distributions", NeurIPS 2021. The target distribution is `TargetDistribution()` by default, a fixed lambda of 1.
+    Distributions", NeurIPS 2021. The published target distribution is `TargetDistribution()`, a fixed lambda of 1.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
@@ -41,7 +41,7 @@ class IMLE(FiniteDifference):
     """
 
     @staticmethod
-    def default_target() -> TargetDistribution:
+    def published_target() -> TargetDistribution:
         """Return a fixed lambda of 1."""
         return TargetDistribution()
 

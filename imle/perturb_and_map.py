@@ -187,6 +187,12 @@ class PerturbAndMAP(Estimator[Tensor]):
         self._check_counts("nb_marginal_samples")
         if self.nonfinite not in ("raise", "skip"):
             raise ValueError(f"nonfinite must be 'raise' or 'skip', not {self.nonfinite!r}")
+        if self.rows > 1 and not self.needs_noise:
+            warnings.warn(
+                f"nothing perturbs theta, so the {self.rows} solutions of an instance are equal and one would do: "
+                "name a noise_distribution, such as GumbelNoiseDistribution(), or leave nb_samples at 1",
+                stacklevel=2,
+            )
 
     @property
     def rows(self) -> int:

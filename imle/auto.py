@@ -1,0 +1,59 @@
+"""A target distribution that needs no number: its step is measured in units of what already moves the solver."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imle._numerics import largest_factor, times
+from imle.target import BaseTargetDistribution
+
+_STEP = 4.0  # in standard deviations of the perturbed parameters, for one sample; benchmarks/learning.py
+
+
+class AutoTargetDistribution(BaseTargetDistribution):
+    """A perturbation size for each instance, such that the step is four standard deviations of its perturbed theta.
+
+        lambda = a ||dy||_1 / ||dy||_2^2,   a = 4 R^(-1/2) sqrt(var(theta) + sigma^2)
+
+    The mean of the step's entries, weighted by |dy|, is a: one that is large enough to change most solutions. More
+    solutions R of an instance make less noise, so the step is smaller, and less biased. The variance is that of the
+    instance's entries; sigma is the root mean square of tau' eps. There is no state and nothing to tune: the gradient
+    goes with the scale of the loss, and the gradient of an instance does not depend on the others of the batch.
+
+    It is the default of `aimle` and `imle` where neither a target nor a noise is named. Where the loss is curved (a
+    large step away, dy is another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule,
+    `TargetDistribution` a step of your own.
+
+    An instance whose dy is zero has lambda 0 and no gradient; so has one without noise of which all entries are equal.
+    Entries that no solution can take (masks such as -inf or -1e9) count as 0 in the variance.
+
+    Example:
+        >>> target = AutoTargetDistribution()
+        >>> theta, dy = torch.tensor([[-1.0, 1.0]]), torch.tensor([[[2.0, 0.0]]])
+        >>> target.perturbation_size(theta, dy)  # 4 * 1 * 2 / 2^2
+        tensor([[[2.]]])
+    """
+
+    alpha = 1.0
+
+    def perturbation_size(self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Return lambda `[B, 1, ...]` from theta `[B, ...]`, dy `[B, R, ...]` and sigma, 0-dimensional."""
+        dtype = torch.promote_types(dy.dtype, torch.float32)
+        values = theta.flatten(1).to(dtype)
+        # a single entry has no spread, and its own size is all there is to go by
+        variance = values.var(dim=1, correction=0) if values.shape[1] > 1 else values.square().squeeze(1)
+        step = _STEP * dy.shape[1] ** -0.5 * (variance + sigma**2).sqrt()
+        # in units of the largest entry, so that squares of tiny or huge numbers are no trouble
+        magnitude = dy.flatten(1).abs().to(dtype)
+        largest = magnitude.amax(dim=1)
+        magnitude = magnitude / largest.clamp(min=torch.finfo(dtype).tiny).unsqueeze(1)
+        # lambda = a ||dy||_1 / ||dy||_2^2
+        size = step * magnitude.sum(dim=1) / magnitude.square().sum(dim=1) / largest
+        size = torch.where(largest > 0, size.clamp(max=largest_factor(dy)), 0.0)
+        return size.view(-1, *[1] * (dy.dim() - 1))
+
+    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
+        """Return the difference divided by lambda, zero where lambda is zero."""
+        inverse = torch.where(perturbation_size > 0, 1.0 / perturbation_size, 0.0)
+        return times(difference, inverse.clamp(max=largest_factor(difference)))
