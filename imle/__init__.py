@@ -23,6 +23,7 @@ an estimator as a module.
 The functions live in modules of their own names and are not re-exported here: they would hide the modules.
 """
 
+from imle.auto import AutoTargetDistribution
 from imle.layers import MAPLayer, RelaxedLayer
 from imle.noise import (
     BaseNoiseDistribution,
@@ -36,6 +37,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveTargetDistribution",
+    "AutoTargetDistribution",
     "BaseNoiseDistribution",
     "BaseTargetDistribution",
     "GumbelNoiseDistribution",

@@ -191,7 +191,7 @@ class PerturbAndMAP(Estimator[Tensor]):
             warnings.warn(
                 f"nothing perturbs theta, so the {self.rows} solutions of an instance are equal and one would do: "
                 "name a noise_distribution, such as GumbelNoiseDistribution(), or leave nb_samples at 1",
-                stacklevel=2,
+                stacklevel=5,  # past two __post_init__, __init__ and the decorator
             )
 
     @property

@@ -559,14 +559,14 @@ def test_a_decorator_shows_every_option_of_its_estimator_once(function, kind):
 
 def test_defaults_are_those_of_the_published_library():
     assert (ste().tau, sfe().tau, imle().tau, imle().target_noise_temperature) == (1.0, 1.0, 1.0, 1.0)
-    assert imle().target_distribution.beta == imle().target_distribution.alpha == 1.0
-    target = aimle().target_distribution
+    target = imle(noise_distribution=None).target_distribution
+    assert target.beta == target.alpha == 1.0
+    target = aimle(noise_distribution=None).target_distribution
     assert (target.beta, target.alpha, target.grad_norm, target.target_norm) == (1.0, 1.0, 1.0, 1.0)
     assert (target.beta_update_step, target.beta_update_momentum, target.grad_norm_decay_rate) == (1e-4, 0.0, 0.9)
-    assert aimle(target_distribution=None).target_distribution.beta == 1.0
     for function in (aimle, imle, ste):
-        assert function().noise_distribution is None
         assert (function().nb_samples, function().nb_marginal_samples) == (1, 1)
+    assert ste().noise_distribution is None
 
 
 def test_a_decorated_solver_shows_its_parts():

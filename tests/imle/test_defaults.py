@@ -1,0 +1,218 @@
+"""What a call that names no target and no noise does, and that calls that name one keep the published meaning."""
+
+import copy
+import math
+import pickle
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
+from imle.imle import imle
+from imle.layers import MAPLayer
+from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.solvers import select_k
+from imle.ste import ste
+from imle.target import AdaptiveTargetDistribution, TargetDistribution
+
+BARE = {
+    "aimle": aimle,
+    "imle": imle,
+    "central": lambda **options: aimle(symmetric_perturbation=True, **options),
+    "samples": lambda **options: aimle(nb_samples=3, **options),
+    "marginals": lambda **options: aimle(nb_samples=2, nb_marginal_samples=3, **options),
+    "minimise": lambda **options: aimle(_is_minimization=True, **options),
+}
+
+
+class Given(BaseNoiseDistribution):
+    """Noise that is known beforehand."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def sample(self, shape):
+        return self.values.reshape(shape)
+
+
+def select_three(theta):
+    return select_k(theta, 3)
+
+
+def gradient(estimator, theta, dy, solver=select_three):
+    """Return the gradient at theta `[B, N]` of solutions whose gradient is dy `[B*R, N]`."""
+    theta = theta.clone().requires_grad_()
+    torch.manual_seed(3)
+    estimator(solver)(theta).backward(dy)
+    return theta.grad
+
+
+def auto(eps=None, **options):
+    noise = None if eps is None else Given(eps)
+    return aimle(target_distribution=AutoTargetDistribution(), noise_distribution=noise, **options)
+
+
+@pytest.mark.parametrize("function", [aimle, imle])
+def test_a_bare_call_has_noise_and_a_rule_without_numbers(function):
+    for estimator in (function(), function(select_three).estimator, function(nb_samples=4)):
+        assert isinstance(estimator.target_distribution, AutoTargetDistribution)
+        assert isinstance(estimator.noise_distribution, GumbelNoiseDistribution)
+        assert not estimator.target_distribution.state_dict()
+    assert function().target_distribution is not function().target_distribution
+
+
+@pytest.mark.parametrize(("function", "published"), [(aimle, AdaptiveTargetDistribution), (imle, TargetDistribution)])
+def test_a_call_that_names_a_target_or_a_noise_keeps_the_published_meaning(function, published):
+    target, noise = TargetDistribution(beta=3.0), SumOfGammaNoiseDistribution(k=3)
+    assert function(target_distribution=target).noise_distribution is None
+    assert function(target_distribution=target).target_distribution is target
+    assert function(noise_distribution=noise).noise_distribution is noise
+    for options in ({"noise_distribution": noise}, {"noise_distribution": None}, {"target_distribution": None}):
+        estimator = function(**options)
+        assert estimator.noise_distribution is options.get("noise_distribution")
+        assert type(estimator.target_distribution) is published
+        assert estimator.target_distribution.beta == estimator.target_distribution.alpha == 1.0
+
+
+@pytest.mark.parametrize("copied", [replace, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_a_bare_estimator_have_its_noise_and_its_rule(copied):
+    twin = copied(aimle())
+    assert isinstance(twin.target_distribution, AutoTargetDistribution)
+    assert isinstance(twin.noise_distribution, GumbelNoiseDistribution)
+    layer = MAPLayer(select_three, copied(aimle()))
+    layer.target_distribution = TargetDistribution()
+    assert isinstance(layer.estimator.noise_distribution, GumbelNoiseDistribution)
+
+
+@pytest.mark.parametrize("function", [aimle, imle])
+def test_a_bare_estimator_learns_a_subset(function):
+    """10 of 100, from random numbers; a start at beta 0 without noise finds a tenth."""
+    goal, theta = select_k(torch.randn(4, 100), 10), torch.randn(4, 100).requires_grad_()
+    choose = function(lambda theta: select_k(theta, 10))
+    optimiser = torch.optim.Adam([theta], lr=1e-2)
+    for _ in range(300):
+        optimiser.zero_grad()
+        (choose(theta) - goal).square().sum().backward()
+        optimiser.step()
+    assert (select_k(theta.detach(), 10) * goal).sum() > 0.85 * goal.sum()
+
+
+@pytest.mark.parametrize("function", [aimle, imle])
+def test_a_bare_estimator_learns_costs_from_the_regret_of_decisions(function):
+    """As many features as costs, so a linear model can do without regret; it minimises."""
+
+    def solver(costs):
+        return select_k(-costs, 3)
+
+    mixing, features = torch.randn(10, 10), torch.randn(256, 10)
+    costs = features @ mixing
+    best = (costs * solver(costs)).sum()
+    model = torch.nn.Linear(10, 10)
+    decide = function(solver, _is_minimization=True)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-2)
+
+    def regret():
+        return ((costs * solver(model(features))).sum() - best).item() / abs(best.item())
+
+    assert regret() > 0.5
+    for rows in torch.arange(256).repeat(15).split(32):
+        optimiser.zero_grad()
+        (costs[rows] * decide(model(features[rows]))).sum(dim=1).mean().backward()
+        optimiser.step()
+    assert regret() < 0.05
+
+
+@pytest.mark.parametrize("estimator", BARE)
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
+def test_the_gradient_goes_with_the_scale_of_the_loss(estimator, scale):
+    theta, dy = torch.randn(4, 8), torch.randn(4 * BARE[estimator]().rows, 8)
+    g = gradient(BARE[estimator](), theta, dy)
+    assert g.any()
+    torch.testing.assert_close(gradient(BARE[estimator](), theta, dy * scale) / scale, g, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_theta_and_noise_together_in_other_units_change_nothing_but_the_unit(scale):
+    theta, eps, dy = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
+    scaled = gradient(auto(eps * scale), theta * scale, dy)
+    torch.testing.assert_close(scaled * scale, gradient(auto(eps), theta, dy), rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_an_instance_does_not_depend_on_theta_and_dy_of_the_others():
+    theta, eps, dy = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
+    g = gradient(auto(eps), theta, dy)
+    for factor in (0.0, 1e-6, 1e6):
+        changed = torch.tensor([[factor], [1.0], [1.0], [1.0]])
+        assert torch.equal(gradient(auto(eps), theta * changed, dy * changed)[1:], g[1:])
+
+
+def test_lambda_makes_the_weighted_mean_step_four_standard_deviations():
+    theta, dy, sigma = 3 * torch.randn(5, 7, 9) + 20, torch.randn(5, 4, 7, 9), 0.7
+    size = AutoTargetDistribution().perturbation_size(theta, dy, sigma)
+    assert size.shape == (5, 1, 1, 1)
+    weighted = ((size * dy.abs()) * dy.abs()).flatten(1).sum(dim=1) / dy.abs().flatten(1).sum(dim=1)
+    spread = (theta.flatten(1).var(dim=1, correction=0) + sigma**2).sqrt()
+    torch.testing.assert_close(weighted, 4 / math.sqrt(4) * spread)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_the_estimator_tells_the_rule_how_large_the_noise_of_the_target_is(temperature):
+    eps, dy = 5 * torch.randn(3, 2, 8), torch.randn(6, 8)
+    estimator = auto(eps, nb_samples=2, target_noise_temperature=temperature)
+    sigma = temperature * eps.square().mean().sqrt()
+    theta = torch.randn(3, 8)
+    expected = estimator.target.perturbation_size(theta, dy.unflatten(0, (3, 2)), sigma)
+    torch.testing.assert_close(estimator.size(theta, eps, dy.unflatten(0, (3, 2))), expected)
+
+
+def test_walls_count_for_nothing():
+    theta, eps, dy = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
+    theta[:, 0] = 0
+    gradients = []
+    for wall in (-1e4, -1e9, -torch.inf):
+        gradients.append(gradient(auto(eps), theta.index_fill(1, torch.tensor(0), wall), dy))
+    assert gradients[0].any() and torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("estimator", BARE)
+def test_an_instance_without_a_gradient_gets_none(estimator):
+    theta, dy = torch.randn(4, 8), torch.randn(4, BARE[estimator]().rows, 8)
+    dy[1] = 0
+    g = gradient(BARE[estimator](), theta, dy.flatten(0, 1))
+    assert not g[1].any() and g[[0, 2, 3]].any()
+
+
+def test_a_single_entry_moves_by_its_own_size():
+    g = gradient(auto(), torch.tensor([[0.3], [-0.3]]), torch.ones(2, 1), solver=lambda theta: (theta > 0).to(theta))
+    torch.testing.assert_close(g, torch.tensor([[1 / 1.2], [0.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_give_the_same_rule(dtype):
+    theta, dy = torch.randn(4, 8).to(dtype), torch.randn(4, 1, 8).to(dtype)
+    size = AutoTargetDistribution().perturbation_size(theta, dy, 1.0)
+    expected = AutoTargetDistribution().perturbation_size(theta.double(), dy.double(), 1.0)
+    torch.testing.assert_close(size.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"nb_samples": 2}, {"nb_marginal_samples": 2}])
+@pytest.mark.parametrize("function", [aimle, imle, ste])
+def test_several_samples_without_noise_are_warned_of(function, options):
+    with pytest.warns(UserWarning, match="the 2 solutions of an instance are equal"):
+        function(noise_distribution=None, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        function(noise_distribution=GumbelNoiseDistribution(), **options)
+        function(noise_distribution=None)
+        if function is not ste:
+            function(**options)
+            function(theta_noise_temperature=0.0, **options)
+
+
+def test_the_warning_names_the_line_of_the_call():
+    with pytest.warns(UserWarning) as caught:
+        aimle(select_three, target_distribution=TargetDistribution(), nb_samples=2)
+    assert caught[0].filename == __file__
