@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class LPGD(FiniteDifference):
     lambda is the paper's tau. For solutions of zeros and ones the quadratic term is linear, so that the solver itself
     finds the moved ones, at theta + rho (z - 1/2) +- lambda dy. With rho = 0 lower is black-box differentiation, and
     average the central difference of AIMLE with a fixed lambda; for linear objectives over a discrete set, what is new
-    is rho and the upper envelope. The target distribution is by default a fixed lambda of 1 that also divides.
+    is rho and the upper envelope. By default there is no noise, and lambda is fixed at 1 and also divides.
 
     Source: Paulus, Martius, Musil, "LPGD: A General Framework for Backpropagation through Embedded Optimization
     Layers", ICML 2024.
@@ -55,6 +55,7 @@ class LPGD(FiniteDifference):
         torch.Size([3, 5])
     """
 
+    noise_distribution: Any = None
     rho: float = 0.0
     envelope: Literal["lower", "upper", "average"] = "lower"
 
@@ -66,7 +67,7 @@ class LPGD(FiniteDifference):
             raise ValueError(f"envelope must be 'lower', 'upper' or 'average', not {self.envelope!r}")
 
     @staticmethod
-    def default_target() -> TargetDistribution:
+    def published_target() -> TargetDistribution:
         """Return a fixed lambda of 1, by which the difference is divided."""
         return TargetDistribution(do_gradient_scaling=True)
 
