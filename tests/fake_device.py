@@ -7,9 +7,9 @@ to streams, and to waits inside of an operation, such as a check of its argument
 
 A case is a function without arguments: it makes what it needs on `DEVICE`, and returns a step, a function as well. A
 step runs twice, and the second time counts: by then tables have been copied, and buffers have gone to the device.
-A test's module keeps its cases in two dicts, CASES and, as on a device that knows no float64, CASES_WITHOUT_FLOAT64,
-and asks `faults(__name__)`. They run in a process of their own, for a backend's name, and tables of fake tensors that
-are kept for later, are there for good.
+A test's module keeps its cases in dicts and asks `faults(__name__, "CASES")`; for cases in a dict WITHOUT_FLOAT64 the
+device knows no float64. They run in a process of their own, for a backend's name, and tables of fake tensors that are
+kept for later, are there for good; the module's `prepare()`, if there is one, is called before.
 """
 
 import contextlib
@@ -97,9 +97,9 @@ def faults_of(case: Case, float64: bool) -> list[str]:
     return list(dict.fromkeys(watch.faults))
 
 
-def faults(module: str) -> dict[str, list[str]]:
-    """Return what is wrong with each case of a module, by its name; with most, nothing."""
-    command = [sys.executable, "-m", "tests.fake_device", module]
+def faults(module: str, *collections: str) -> dict[str, list[str]]:
+    """Return what is wrong with each case of some dicts of a module, by the case's name; with most, nothing."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fake_device", module, *collections]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     # an error in a hook of a tensor ends the process: torch calls the device's guard while it is on its way
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     module = importlib.import_module(sys.argv[1])
     getattr(module, "prepare", lambda: None)()
-    for name, case in module.CASES.items():
-        print(json.dumps((name, faults_of(case, float64=True))), flush=True)
-    for name, case in getattr(module, "CASES_WITHOUT_FLOAT64", {}).items():
-        print(json.dumps((f"{name}, without float64", faults_of(case, float64=False))), flush=True)
+    for collection in sys.argv[2:]:
+        for name, case in getattr(module, collection).items():
+            float64, words = (False, ", without float64") if collection == "WITHOUT_FLOAT64" else (True, "")
+            print(json.dumps((name + words, faults_of(case, float64))), flush=True)

@@ -92,12 +92,13 @@ def vae_epoch(device, line):
 
 def nri_epoch(device, line):
     """Return the networks, and a function that trains them on two further batches and returns the losses."""
-    small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --num_iterations 100"
-    config = configuration(nri_cli, f"{line} {small} --imle-noise-temperature 1 --prediction_steps 9")
+    small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --num_iterations 100 --prediction_steps 9"
+    config = configuration(nri_cli, f"--imle-noise-temperature 1 {small} {line}")
     model = nri_train.build(config).to(device)
     accelerate((model.encoder, model.decoder), config.precision, device)
     optimiser = nri_train.optimiser_of(model, config)
-    layouts = Layouts(torch.rand(800, 10, 10, 2) * 2 - 1, spanning_tree_edges(torch.randn(800, 45))).to(device)
+    positions = torch.rand(800, config.num_vertices, config.timesteps, 2) * 2 - 1
+    layouts = Layouts(positions, torch.zeros(800, 0)).to(device)  # training does not look at the true edges
     batches, start = nri_train.Batches(config, optimiser, layouts), itertools.count(0, 2)
 
     def epoch():

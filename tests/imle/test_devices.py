@@ -1,10 +1,14 @@
-"""What would happen on a GPU, without one; see `tests.fake_device`. A new estimator, noise or solver joins by a line."""
+"""What would happen on a GPU, without one; see `tests.fake_device`.
+
+A new estimator, noise or solver joins by a line.
+"""
 
 import functools
 
 import pytest
 import torch
 
+from imle import _numerics
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.layers import MAPLayer
@@ -114,6 +118,16 @@ def a_call(function, shape):
     return case
 
 
+def without_float64(case):
+    """Return a case on a device of which the library knows that it lacks float64."""
+
+    def told():
+        _numerics.lacks_float64 = lambda device: device.type == DEVICE
+        return case()
+
+    return told
+
+
 def prepare():
     """Make tables of numbers while numbers are to be had."""
     SumOfGammaNoiseDistribution(k=2).sample((1,))
@@ -133,13 +147,16 @@ CASES = {
     **{name: a_call(solver, shape) for name, (solver, shape) in SOLVERS.items()},
     "solve": a_call(MAPLayer(select_two, aimle()).solve, (6, 5)),
 }
-CASES_WITHOUT_FLOAT64 = {
-    name: case for name, case in CASES.items() if name.startswith(("ste", "sfe")) or name in SOLVERS
+AWARE = hasattr(_numerics, "lacks_float64")
+WITHOUT_FLOAT64 = {
+    name: without_float64(case)
+    for name, case in CASES.items()
+    if AWARE or name in SOLVERS or name.startswith(("ste", "sfe"))
 }
 
 
 def test_nothing_waits_for_a_device_and_nothing_is_on_two():
-    found = faults(__name__)
+    found = faults(__name__, "CASES", "WITHOUT_FLOAT64")
     unexpected = {
         name: [line for line in lines if WAITING.get(name.removesuffix(", without float64"), "nowhere") not in line]
         for name, lines in found.items()
