@@ -11,9 +11,17 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
+REASON = (
+    "imle breaks the graph on purpose, for a solver and its gradient run as they are: compile without fullgraph=True, "
+    "or compile what comes before and after"
+)
+_TAKES_REASON = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function, which under `torch.compile` makes a graph break and runs as it is.
+
+    Where a graph must be whole, `fullgraph=True`, torch's error says why. `torch.export` traces through the function.
 
     `torch.compiler.disable` as a decorator would import torch's compiler, about a second, wherever `imle` is imported.
     """
@@ -21,6 +29,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
+            if _TAKES_REASON:
+                torch._dynamo.graph_break(msg=REASON)
             return torch.compiler.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
 

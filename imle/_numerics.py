@@ -6,18 +6,20 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
 def host_may_wait(x: Tensor) -> bool:
     """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device.
 
-    Under `torch.func.vmap` there are many numbers where there seems to be one, and none may be looked at.
+    Under `torch.func.vmap` there are many numbers where there seems to be one, and none may be looked at; in
+    `torch.export` there are none.
     """
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return False
         x = torch._C._functorch.get_unwrapped(x)
-    return x.device.type == "cpu"
+    return x.device.type == "cpu" and not is_compiling()
 
 
 def lacks_float64(device: torch.device) -> bool:
