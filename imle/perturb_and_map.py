@@ -24,7 +24,7 @@ from imle._compile import eager
 from imle._numerics import host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
 from imle._reentry import differentiated_row_by_row, repeatable
 from imle.noise import draw
-from imle.solver import BoundSolver, DifferentiableSolver, Solver
+from imle.solver import BoundSolver, DifferentiableSolver, ReverseMode, Solver
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
@@ -211,9 +211,8 @@ class PerturbAndMAP(Estimator[Tensor]):
         """Return z `[B*R, ...]`; see `Estimator.sample`."""
         self.check_theta(theta)
         bound = BoundSolver(solver, theta.shape[0], self.rows, args, kwargs)
-        return _PerturbAndMAP.apply(
-            theta, self.draw_noise(theta, generator), self, bound, not differentiated_row_by_row()
-        )
+        noise, take_note = self.draw_noise(theta, generator), not differentiated_row_by_row()
+        return _PerturbAndMAP.apply(theta, noise, self, bound, take_note, *bound.mapped())
 
     def gradient(
         self,
@@ -287,42 +286,50 @@ class PerturbAndMAP(Estimator[Tensor]):
         return torch.zeros_like(dy), None
 
 
-class _PerturbAndMAP(torch.autograd.Function):
-    """theta [B, ...] -> z [B*R, ...]; its gradient is the estimator's rule."""
+class _PerturbAndMAP(ReverseMode):
+    """theta [B, ...] -> z [B*R, ...]; its gradient is the estimator's rule.
+
+    The last inputs are the solver's tensors, which are inputs under the transforms of `torch.func` alone.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        theta: Tensor, noise: Tensor | None, estimator: PerturbAndMAP, solver: BoundSolver, take_note: bool
+        theta: Tensor,
+        noise: Tensor | None,
+        estimator: PerturbAndMAP,
+        solver: BoundSolver,
+        take_note: bool,
+        *tensors: Tensor,
     ) -> Tensor:
         # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
-        return solver(estimator.perturb(theta, noise)).flatten(0, 1).clone()
+        return solver.given(tensors)(estimator.perturb(theta, noise)).flatten(0, 1).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        theta, noise, ctx.estimator, ctx.solver, ctx.take_note = inputs
-        ctx.save_for_backward(theta, noise, output)
+        theta, noise, ctx.estimator, ctx.solver, ctx.take_note, *tensors = inputs
+        ctx.save_for_backward(theta, noise, output, *tensors)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        theta, noise, z = ctx.saved_tensors
+        theta, noise, z, *tensors = ctx.saved_tensors
         if torch._C._functorch.is_legacy_batchedtensor(dy):
             raise RuntimeError(
                 "torch.autograd's own vmap, as in jacobian(vectorize=True), cannot call a solver: use torch.func.jacrev"
             )
         with torch.no_grad():
-            g = ctx.estimator.pull_back(ctx.solver, theta, noise, z, dy, ctx.take_note)
+            g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, ctx.take_note)
         if torch.is_grad_enabled():  # create_graph=True
             g = _OnceDifferentiable.apply(g, theta, dy)
-        return g, None, None, None, None
+        return g, *(None,) * (len(ctx.needs_input_grad) - 1)
 
 
 # torch asks for the signature in every call, and would make it anew
 _PerturbAndMAP.forward.__signature__ = inspect.signature(_PerturbAndMAP.forward)  # type: ignore[attr-defined]
 
 
-class _OnceDifferentiable(torch.autograd.Function):
+class _OnceDifferentiable(ReverseMode):
     """Return a gradient as it is; its own gradient is an error, for everything that it depends on."""
 
     generate_vmap_rule = True

@@ -7,11 +7,12 @@ same shape: a tensor, an array or lists of numbers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from imle._numerics import host_may_wait, host_sees_finite, name_rows, rows_with
 
@@ -122,8 +123,22 @@ class BoundSolver:
     def __call__(self, theta: Tensor) -> Tensor:
         """Solve `[B, R, ...]`; the answer has its shape, dtype and device."""
         if torch._C._are_functorch_transforms_active():
-            return _Solve.apply(theta, self)
+            return _Solve.apply(theta, self, *self.mapped())
         return self.call(theta)
+
+    def mapped(self) -> tuple[Tensor, ...]:
+        """Return the tensors among the arguments that a transform of `torch.func` must see, if there is one."""
+        if not torch._C._are_functorch_transforms_active():
+            return ()
+        return tuple(leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
+
+    def given(self, tensors: Sequence[Tensor]) -> BoundSolver:
+        """Return the solver with tensors in place of those of `mapped`, as a transform of `torch.func` left them."""
+        if not tensors:
+            return self
+        left = iter(tensors)
+        args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
+        return BoundSolver(self.solver, self.batch_size, self.rows, args, kwargs)
 
     def call(self, theta: Tensor) -> Tensor:
         """Solve tensors with memory behind them, as a solver expects.
@@ -180,24 +195,52 @@ class BoundSolver:
         return type(value)(own(item) for item in value for _ in range(self.rows))
 
 
-class _Solve(torch.autograd.Function):
+class ReverseMode(torch.autograd.Function):
+    """Base of functions that have no derivative in forward mode."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "a solver has no derivative in forward mode, which jvp, jacfwd and hessian take: use reverse mode, as "
+            "backward(), torch.func.grad, vjp and jacrev do"
+        )
+
+
+class _Solve(ReverseMode):
     """A call of a solver under the transforms of `torch.func`: it has no gradient, and one call a member of a vmap."""
 
     @staticmethod
-    def forward(theta: Tensor, solver: BoundSolver) -> Tensor:
-        return solver.call(theta)
+    def forward(theta: Tensor, solver: BoundSolver, *tensors: Tensor) -> Tensor:
+        try:
+            return solver.given(tensors).call(theta)
+        except RuntimeError as error:
+            if "escaped from inside a function being vmapped" not in str(error):
+                raise
+            raise RuntimeError(
+                "the solver uses a tensor over which vmap maps, and was not given it: give it to the solver as an "
+                "argument, solver(theta, tensor)"
+            ) from error
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, theta: Tensor, solver: BoundSolver) -> tuple[Tensor, int]:
-        return torch.stack([_Solve.apply(member, solver) for member in theta.unbind(in_dims[0])]), 0
+    def vmap(info: Any, in_dims: tuple, theta: Tensor, solver: BoundSolver, *tensors: Tensor) -> tuple[Tensor, int]:
+        members = [
+            [given] * info.batch_size if in_dim is None else given.unbind(in_dim)
+            for given, in_dim in zip((theta, *tensors), (in_dims[0], *in_dims[2:]))
+        ]
+        return torch.stack([_Solve.apply(member, solver, *given) for member, *given in zip(*members)]), 0
 
 
 def _is_array(value: Any) -> bool:
