@@ -39,6 +39,8 @@ class AutoTargetDistribution(BaseTargetDistribution):
 
     def perturbation_size(self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Return lambda `[B, 1, ...]` from theta `[B, ...]`, dy `[B, R, ...]` and sigma, 0-dimensional."""
+        if not dy.numel():
+            return dy.new_zeros(dy.shape[0], *[1] * (dy.dim() - 1))
         dtype = torch.promote_types(dy.dtype, torch.float32)
         values = theta.flatten(1).to(dtype)
         # a single entry has no spread, and its own size is all there is to go by

@@ -110,11 +110,12 @@ class FiniteDifference(PerturbAndMAP):
         return torch.where(finite, dy, 0.0), finite_or_skipped
 
     def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor) -> Tensor:
-        """Return lambda."""
+        """Return lambda from theta `[B, ...]`, eps and dy `[B, R, ...]`."""
         if noise is None or not isinstance(self.target, AutoTargetDistribution):
             return self.target.perturbation_size(theta, dy)
         norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
-        return self.target.perturbation_size(theta, dy, norm * self.target_noise_temperature / noise.numel() ** 0.5)
+        sigma = norm * (self.target_noise_temperature / max(noise.numel(), 1) ** 0.5)
+        return self.target.perturbation_size(theta, dy, sigma)
 
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.

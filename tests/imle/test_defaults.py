@@ -190,6 +190,21 @@ def test_a_single_entry_moves_by_its_own_size():
     torch.testing.assert_close(g, torch.tensor([[1 / 1.2], [0.0]]))
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0)])
+def test_nothing_has_a_gradient_of_nothing(shape):
+    g = gradient(aimle(), torch.zeros(shape), torch.zeros(shape), solver=torch.zeros_like)
+    assert g.shape == shape and not g.any()
+
+
+def test_jacobians_and_gradients_of_each_instance_are_those_of_autograd():
+    theta, eps, weights = torch.randn(4, 8), torch.randn(4, 8), torch.randn(8)
+    solver = auto(eps)(select_three)
+    g = gradient(auto(eps), theta, weights.expand(4, 8))
+    torch.testing.assert_close(torch.func.grad(lambda x: (solver(x) * weights).sum())(theta), g)
+    jacobian = torch.func.jacrev(lambda x: solver(x) @ weights)(theta)
+    torch.testing.assert_close(jacobian.diagonal(dim1=0, dim2=1).mT, g)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_give_the_same_rule(dtype):
     theta, dy = torch.randn(4, 8).to(dtype), torch.randn(4, 1, 8).to(dtype)
