@@ -21,7 +21,18 @@ from aaai23.speed.precision import accelerate
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
-from imle.solvers import mathias_select_k, select_k, shortest_path, spanning_tree, spanning_tree_edges
+from imle.solvers import (
+    arborescence,
+    grid_arcs,
+    knapsack,
+    mathias_select_k,
+    ranking,
+    select_k,
+    shortest_path,
+    shortest_path_arcs,
+    spanning_tree,
+    spanning_tree_edges,
+)
 from imle.target import AdaptiveTargetDistribution
 
 pytestmark = pytest.mark.gpu
@@ -176,6 +187,16 @@ SOLVERS = {
     "spanning_tree": (spanning_tree, lambda: symmetric(torch.randn(16, 10, 10))),
     "spanning_tree_edges": (spanning_tree_edges, lambda: torch.randn(128, 45)),
     "shortest_path": (shortest_path, lambda: torch.rand(16, 12, 12)),
+    "shortest_path_arcs": (
+        functools.partial(shortest_path_arcs, arcs=grid_arcs(5, 5), source=0, target=24),
+        lambda: torch.randn(32, 40),
+    ),
+    "arborescence": (arborescence, lambda: torch.randn(16, 10, 10)),
+    "knapsack": (
+        functools.partial(knapsack, weights=torch.arange(1, 21), capacity=50),
+        lambda: torch.randn(32, 20),
+    ),
+    "ranking": (ranking, lambda: torch.randn(128, 64)),
 }
 
 
@@ -188,7 +209,7 @@ def test_solvers_agree_with_the_cpu(name):
     assert torch.equal(z.cpu(), solver(theta))
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "shortest_path"])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_do_not_wait(name):
     solver, make = SOLVERS[name]
     theta = make().to(GPU)
