@@ -24,11 +24,13 @@ from copyreg import dispatch_table
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_PATIENCE = 0.5  # seconds between looks at what a waiting thread may have missed: Ctrl-C a moment before it slept
 
 Instance = tuple[int, tuple, dict[str, Any]]
 Solve = Callable[[int, tuple, dict[str, Any]], Any]
@@ -77,7 +79,7 @@ class Threads:
             self.queue.put((chunk, replies, given_up))
         try:
             for _ in chunks:
-                reply = replies.get()
+                reply = _get(replies)
                 if isinstance(reply, BaseException):
                     raise reply
                 for index, outcome in reply:
@@ -136,8 +138,7 @@ class Processes:
                     except OSError:  # it died while it was idle
                         self._replace(n)
             busy = [worker for worker in self.workers if worker.chunk or not worker.ready]
-            deadline = min(worker.deadline for worker in busy)
-            patience = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+            patience = min(_PATIENCE, *(max(0.0, worker.deadline - time.monotonic()) for worker in busy))
             speaking = wait([worker.connection for worker in busy], patience)
             for n, worker in enumerate(self.workers):
                 if worker.connection in speaking:
@@ -250,6 +251,12 @@ def _solve_each(solve: Solve, chunk: list[Instance]) -> Iterator[tuple[int, Any]
         yield index, outcome
 
 
+def _get(queue: SimpleQueue) -> Any:
+    while True:
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=_PATIENCE)
+
+
 class _Ended(BaseException):
     """Raised in the midst of a solver whose answer nobody wants any more."""
 
@@ -290,8 +297,8 @@ def _end_threads(queue: SimpleQueue, threads: list[threading.Thread]) -> None:
 
 
 def _join(workers: Iterable[Any]) -> None:
-    """Wait for threads or processes to end, half a second for all of them."""
-    latest = time.monotonic() + 0.5
+    """Wait for threads or processes to end, a moment for all of them."""
+    latest = time.monotonic() + _PATIENCE
     for worker in workers:
         worker.join(max(0.0, latest - time.monotonic()))
 

@@ -621,7 +621,7 @@ INTERRUPTED = """
 
     def solver(theta):
         if theta[0]:
-            print("solving", flush=True)
+            print("solving\\n", end="", flush=True)
         if theta[0] == 1:
             time.sleep(60)
         end = time.monotonic() + 60
