@@ -15,13 +15,14 @@ class ExactState(nn.Module):
     """A module whose buffers are numbers in the most exact dtype of their device, whatever becomes of the model.
 
     `.half()` or `.to(bfloat16)` on a whole model would round them, and steps of 1e-4 would vanish. So would FSDP1's
-    `buffer_dtype`, which casts by `buffer.data = ...` behind the module's back: their memory is kept.
+    `buffer_dtype`, which casts by `buffer.data = ...` behind the module's back: the memory that the buffers had before
+    is kept, and put back. A subclass fills them in `reset_parameters`.
     """
 
     _kept: dict[str, tuple[Tensor, torch.UntypedStorage]]  # a buffer, and the memory that it is to have
 
     def register_numbers(self, *names: str) -> None:
-        """Register 0-dimensional buffers; `reset_parameters` of a subclass fills them."""
+        """Register 0-dimensional buffers."""
         for name in names:
             self.register_buffer(name, torch.zeros(()))
         self._keep()
