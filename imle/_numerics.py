@@ -37,6 +37,9 @@ def exact(x: Tensor) -> Tensor:
     return x.float() if lacks_float64(x.device) else x.double()
 
 
+_LEAST_NORM, _LARGEST_NORM = 1e-10, 1e18  # of norms whose squares float32 holds
+
+
 def safe_norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of all entries, 0-dimensional: squares of 1e-30 or 1e30 are no trouble.
 
@@ -45,14 +48,19 @@ def safe_norm(x: Tensor) -> Tensor:
     if x.numel() and host_may_wait(x):
         norm = exact(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
         # what underflows in the squares is then too small to count
-        if 1e-10 < norm < 1e18:
+        if _LEAST_NORM < norm < _LARGEST_NORM:
             return norm
     return _scaled_norm(x.flatten())
 
 
 def row_norms(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each of B rows, `[B, ...]` -> `[B]`; see `safe_norm`."""
-    return _scaled_norm(x.flatten(1))
+    x = x.flatten(1)
+    if x.numel() and host_may_wait(x):
+        norms = exact(torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)))
+        if _LEAST_NORM < norms.min() and norms.max() < _LARGEST_NORM:
+            return norms
+    return _scaled_norm(x)
 
 
 def _scaled_norm(x: Tensor) -> Tensor:
