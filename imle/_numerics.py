@@ -58,7 +58,7 @@ def row_norms(x: Tensor) -> Tensor:
     x = x.flatten(1)
     if x.numel() and host_may_wait(x):
         norms = exact(torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)))
-        if _LEAST_NORM < norms.min() and norms.max() < _LARGEST_NORM:
+        if norms.min() > _LEAST_NORM and norms.max() < _LARGEST_NORM:
             return norms
     return _scaled_norm(x)
 
