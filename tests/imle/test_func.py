@@ -16,7 +16,9 @@ from imle.target import AdaptiveTargetDistribution, TargetDistribution
 
 ESTIMATORS = {
     "aimle": lambda **options: aimle(target_distribution=AdaptiveTargetDistribution(initial_beta=2.0), **options),
-    "aimle, central": lambda **options: aimle(symmetric_perturbation=True, **options),
+    "aimle, central": lambda **options: aimle(
+        target_distribution=AdaptiveTargetDistribution(), symmetric_perturbation=True, **options
+    ),
     "imle": lambda **options: imle(target_distribution=TargetDistribution(beta=5.0), **options),
     "ste": ste,
 }
