@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imle._numerics import exact
 from imle.sum_of_gamma import power_sum, quantiles_of_scores_, table
 
 Device = str | torch.device | int | None
@@ -253,14 +254,15 @@ class SumOfGammaNoiseDistribution(SeedableNoiseDistribution):
     def quantile(self, p: Tensor) -> Tensor:
         """Return, for each probability in `p`, the value below which a draw falls with that probability.
 
-        Computed in float64 from the table that serves `sample`; probabilities beyond its ends give its end values.
+        Computed from the table that serves `sample`, in float64 where the device has it; probabilities beyond the
+        table's ends give its end values.
 
         Raises:
             ValueError: an entry of `p` is outside [0, 1].
         """
         if not ((p >= 0) & (p <= 1)).all():
             raise ValueError("p holds values outside [0, 1]; it must hold probabilities")
-        scores = torch.special.ndtri(p.to(torch.float64)).contiguous()
+        scores = torch.special.ndtri(exact(p)).contiguous()
         return quantiles_of_scores_(scores, table(float(self.k), self.nb_iterations, scores.dtype, p.device))
 
     def cumulant(self, n: int) -> float:

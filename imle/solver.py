@@ -50,8 +50,9 @@ def shared(value: Any) -> Any:
             it; a tensor or array as a copy.
 
     Example:
+        >>> from imle.noise import GumbelNoiseDistribution
         >>> from imle.ste import ste
-        >>> @ste(nb_samples=2)
+        >>> @ste(nb_samples=2, noise_distribution=GumbelNoiseDistribution())
         ... def solver(theta, prices):
         ...     print(len(theta), len(prices))
         ...     return theta

@@ -77,8 +77,9 @@ def on_device(tensor: torch.Tensor) -> bool:
 def place(stack: traceback.StackSummary) -> str:
     """Return the innermost line of ours."""
     for line in reversed(stack):
-        if Path(line.filename).is_relative_to(ROOT) and line.filename != __file__:
-            return f"{Path(line.filename).relative_to(ROOT)}:{line.lineno}: {line.line}"
+        path = Path(line.filename)
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts and line.filename != __file__:
+            return f"{path.relative_to(ROOT)}:{line.lineno}: {line.line}"
     return "in torch's own backward pass"
 
 

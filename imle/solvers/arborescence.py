@@ -62,8 +62,7 @@ def arborescence(weights: Tensor, root: int = 0) -> Tensor:
 def _edges(weights: Tensor, root: int) -> Tensor:
     """Return the weights with -inf for what is no edge."""
     # Differences of weights decide: in float32 they would be lost beside one weight of 1e9.
-    lacks_float64 = weights.device.type == "mps"
-    edges = weights.to(torch.float32 if lacks_float64 else torch.float64, copy=True)
+    edges = weights.to(_numerics.exact_dtype(weights.device), copy=True)
     edges.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     edges[:, :, root] = -torch.inf
     return edges

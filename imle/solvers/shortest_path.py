@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from imle import _numerics
+from imle._compile import eager
 
 _STEPS = {
     4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -113,6 +116,16 @@ def _cheapest_neighbour(distance: Tensor, neighbours: int) -> Tensor:
     return torch.minimum(torch.minimum(columns[:, :-2], columns[:, 1:-1]), columns[:, 2:])
 
 
+@eager
+@functools.lru_cache(maxsize=64)
+def _moves(width: int, neighbours: int, device: torch.device) -> Tensor:
+    """Return how far away the neighbours of a cell are in rows of `width` cells, [moves, 1]; kept, for it is sent."""
+    # Staying is a move too, which only the start prefers: paths of different lengths end together.
+    moves = [0] + [down * width + right for down, right in _STEPS[neighbours]]
+    with torch.inference_mode(False):
+        return torch.tensor(moves, device=device)[:, None]
+
+
 def _walk_back(distance: Tensor, changed_at: Tensor, neighbours: int) -> Tensor:
     """Return the cells of the path, [H, W, B], found from the goal backwards.
 
@@ -123,9 +136,7 @@ def _walk_back(distance: Tensor, changed_at: Tensor, neighbours: int) -> Tensor:
     """
     height, width, batch = distance.shape
     start, goal = width + 1, (height - 2) * width + width - 2  # in rows of `width` cells, border included
-    # Staying is a move too, which only the start prefers: paths of different lengths end together.
-    moves = [0] + [down * width + right for down, right in _STEPS[neighbours]]
-    offsets = torch.tensor(moves, device=distance.device)[:, None]
+    offsets = _moves(width, neighbours, distance.device)
     distance, changed_at = distance.flatten(0, 1), changed_at.flatten(0, 1)
 
     z = torch.zeros_like(distance, dtype=torch.bool)

@@ -21,7 +21,7 @@ from imle.aimle import aimle
 from imle.noise import GumbelNoiseDistribution
 from imle.solver import shared
 from imle.solvers import batched, select_k
-from imle.target import TargetDistribution
+from imle.target import AdaptiveTargetDistribution, TargetDistribution
 from tests.imle.instance_solvers import (
     Model,
     ends_sleeps_or_raises,
@@ -745,3 +745,28 @@ def test_progress_needs_tqdm_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match="needs tqdm"):
         batched(one_hot, progress=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_instance_that_is_skipped_gets_no_gradient_and_moves_no_state(workers):
+    theta, c = torch.rand(4, 6), torch.randn(4, 6)
+    theta[1] = -1.0
+    kept = [0, 2, 3]
+
+    def gradient(solver, theta, c):
+        target = AdaptiveTargetDistribution(initial_beta=4.0, target_norm=3.0)
+        theta = theta.clone().requires_grad_()
+        (aimle(solver, target_distribution=target)(theta) * c).sum().backward()
+        return theta.grad, target
+
+    def solver(theta):
+        if (theta == -1).all():
+            raise KeyError("infeasible")
+        return theta >= np.sort(theta)[-2]
+
+    with pytest.warns(UserWarning, match="row 1 of 4"):
+        grad, target = gradient(batched(solver, workers=workers, on_error="skip"), theta, c)
+    expected, alone = gradient(batched(solver), theta[kept], c[kept])
+    assert (grad[1] == 0).all() and grad.any()
+    torch.testing.assert_close(grad[kept], expected)
+    assert target.beta == alone.beta

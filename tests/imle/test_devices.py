@@ -10,11 +10,28 @@ import torch
 
 from imle import _numerics
 from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
+from imle.blackbox import blackbox
+from imle.identity import identity
 from imle.imle import imle
+from imle.k_subset_sfe import KSubsetSFE
+from imle.k_subsets import marginals
 from imle.layers import MAPLayer
+from imle.lpgd import lpgd
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.perturbed import perturbed
 from imle.sfe import score_function_loss, sfe
-from imle.solvers import batched, mathias_select_k, select_k, shortest_path, spanning_tree, spanning_tree_edges
+from imle.simple import SIMPLE
+from imle.solvers import (
+    arborescence,
+    batched,
+    mathias_select_k,
+    ranking,
+    select_k,
+    shortest_path,
+    spanning_tree,
+    spanning_tree_edges,
+)
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
 from tests.fake_device import DEVICE, EXISTS, faults
@@ -37,6 +54,14 @@ ESTIMATORS = {
     "aimle, one lambda": lambda **options: aimle(
         target_distribution=AdaptiveTargetDistribution(exact_scaling=True), **options
     ),
+    "aimle, lambda by rows": lambda **options: aimle(
+        target_distribution=AdaptiveTargetDistribution(per_instance=True), **options
+    ),
+    "aimle, no number": lambda **options: aimle(target_distribution=AutoTargetDistribution(), **options),
+    "blackbox": blackbox,
+    "identity": identity,
+    "lpgd": lpgd,
+    "perturbed": perturbed,
     "imle": imle,
     "imle, other base": functools.partial(imle, target_noise_temperature=0.5),
     "imle, adaptive target": lambda **options: imle(target_distribution=AdaptiveTargetDistribution(), **options),
@@ -57,12 +82,16 @@ SOLVERS = {  # and what each is given
     "spanning_tree": (spanning_tree, (6, 4, 4)),
     "spanning_tree_edges": (spanning_tree_edges, (6, 6)),
     "shortest_path": (shortest_path, (6, 4, 4)),
+    "ranking": (ranking, (6, 5)),
+    "arborescence": (arborescence, (6, 4, 4)),
+    "marginals of k-subsets": (functools.partial(marginals, k=2), (6, 5)),
+    "SIMPLE": (SIMPLE(2), (6, 5)),
+    "KSubsetSFE": (KSubsetSFE(2), (6, 5)),
     "batched, tensors": (batched(lambda theta: theta > 0, instance="torch"), (6, 5)),
     "batched, arrays": (batched(lambda theta: theta > 0), (6, 5)),
 }
 # the file in which a case is known to wait, and why it may
 WAITING = {
-    "shortest_path": "imle/solvers/shortest_path.py",  # it asks after each step whether the last one changed anything
     "batched, arrays": "imle/solvers/batched.py",  # arrays live on the host
 }
 
