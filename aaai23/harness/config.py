@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import sys
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print the error and leave with exit code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings == ["--"] and action.option_strings:  # `--flag=--`, for which argparse has no value at all
+            self.error(f"argument {'/'.join(action.option_strings)}: expected a value, got '--'")
+        return super()._get_values(action, arg_strings)
+
 
 # ---- types of arguments, which say what they expect
 
@@ -95,28 +101,63 @@ def true_or_false(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
 
 
-def _number(kind: Callable[[str], _N], low: float, high: float, expected: str) -> Callable[[str], _N]:
-    """Return an argument type: a number in [low, high], which the message calls `expected`."""
+def number(kind: type[_N], low: _N, high: _N, *others: _N) -> Callable[[str], _N]:
+    """Return an argument type: a number from `low` to `high`, or one of `others`, in digits that all programs read."""
+    names = {int: "a whole number", float: "a number"}
+    expected = "".join(f"{other:g} or " for other in others) + f"{names[kind]} from {low} to {high}"
 
     def parse(text: str) -> _N:
         try:
-            value = kind(text)
+            value = kind(text) if text.isascii() and "_" not in text else None
         except ValueError:
             value = None
-        if value is None or not low <= value <= high:  # NaN fails the comparison too
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        if value is None or not (low <= value <= high or value in others):  # NaN fails the comparison too
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {_shown(text)}")
         return value
 
     return parse
 
 
-_LARGEST = sys.float_info.max
-positive_int = _number(int, 1, _LARGEST, "a whole number of at least 1")
-seed_number = _number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
-positive_float = _number(float, 5e-324, _LARGEST, "a number above 0")
-positive_or_infinite = _number(float, 5e-324, float("inf"), "a number above 0, or inf")
-non_negative_float = _number(float, 0.0, _LARGEST, "a number of at least 0")
-probability = _number(float, 0.0, 1.0, "a number from 0 to 1")
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+# What is beyond these has no square, or no inverse of it, in single precision; and no machine has room or time for it.
+_SMALL, _LARGE, _MANY = 1e-30, 1e30, 10**9
+positive_int = number(int, 1, _MANY)
+seed_number = number(int, 0, 2**32 - 1)
+positive_float = number(float, _SMALL, _LARGE)
+positive_or_infinite = number(float, _SMALL, _LARGE, math.inf)
+non_negative_float = number(float, _SMALL, _LARGE, 0.0)
+probability = number(float, 0.0, 1.0)
+
+
+def path_text(text: str) -> str:
+    """Return `text` if a path can be spelled so.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or a name in it is too long for any file system.
+    """
+    if not text or "\0" in text or any(len(os.fsencode(name)) > 255 for name in text.split("/")):
+        raise argparse.ArgumentTypeError(f"expected a path of names of at most 255 bytes, got {_shown(text)}")
+    return text
+
+
+def path(text: str) -> Path:
+    """Return the path that `text` spells; raises as `path_text` does."""
+    return Path(path_text(text))
+
+
+def folder_name(text: str) -> str:
+    """Return `text` if it is the name of a folder, and of no other place.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    if text in ("", ".", "..") or not text.isprintable() or set(text) & set("/\\") or len(text.encode()) > 255:
+        remedy = "use a few letters, digits and .-_="
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a plain folder name; {remedy}")
+    return text
 
 
 # ---- configurations
@@ -129,16 +170,18 @@ _run = functools.partial(launch, group="run")
 class Config:
     """The flags of every run; a task adds its own, `method` among them."""
 
-    data_dir: Path = _run(Path("data"), "--data-dir", type=Path, help="folder of the data")
+    data_dir: Path = _run(Path("data"), "--data-dir", type=path, help="folder of the data")
     seed: int = _run(0, "--seed", type=seed_number, help="seed; with several runs the first one's")
-    name: str | None = _run(None, "--name", help="folder of the records; made from the settings if not given")
+    name: str | None = _run(
+        None, "--name", type=folder_name, help="folder of the records; made from the settings if not given"
+    )
     resume: bool = _run(False, "--resume", **SWITCH, help="continue from the checkpoint")
     again: bool = _run(False, "--again", **SWITCH, help="start anew; replaces this run's record and checkpoint")
     device: Any = _run("auto", "--device", choices=("auto", "cpu", "cuda"), help="where to compute")
     precision: str = setting(
         "float32", "--precision", choices=("float32", "bf16", "tf32"), help="tf32: GPUs alone", group="run"
     )
-    results_dir: Path = _run(Path("results"), "--results-dir", type=Path, help="folder of all records")
+    results_dir: Path = _run(Path("results"), "--results-dir", type=path, help="folder of all records")
 
     @property
     def chosen_method(self) -> str:

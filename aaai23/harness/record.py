@@ -17,19 +17,20 @@ import socket
 import subprocess
 import sys
 import zlib
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aaai23.errors import UsageError
-from aaai23.harness.config import Config, declared, defaults
+from aaai23.harness.config import Config, declared, defaults, folder_name
+from aaai23.harness.files import DISK_FULL, LARGEST_UNPACKED, check_regular, open_regular, read_text
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a write that failed because there is no room; no fault of the path."""
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Error numbers of file systems that cannot be told to write to the disk now."""
 MARKER = "SAMPLE_DATA.txt"
@@ -89,8 +90,10 @@ def identify(task: str, config: Config, files: Iterable[Path], digest: Callable[
     changed = {key: it for key, it in settings.items() if key not in lengths and it != default[key]}
     hashed = hashlib.sha256(json.dumps([changed, data], sort_keys=True).encode()).hexdigest()
     name = config.name or f"{config.label}-{hashed[:6]}"
-    if name in ("", ".", "..") or Path(name).name != name or not name.isprintable() or len(name.encode()) > 255:
-        raise UsageError(f"--name {name!r} is not a plain folder name; use a few letters, digits and .-_=")
+    try:
+        folder_name(name)
+    except ArgumentTypeError as error:
+        raise UsageError(f"--name {error}") from None
     folder = Path(config.results_dir) / task / name
     return Identity(
         task, name, config.seed, config.chosen_method, settings, default, lengths, data, sample_data, folder
@@ -109,6 +112,8 @@ def difference(saved: Record | Mapping[str, Any], now: Identity) -> str | None:
     keys = [key for key in dict.fromkeys((*before, *now.settings)) if key not in now.lengths]
     pairs = [(key, *(it.get(key, now.defaults.get(key)) for it in (before, now.settings))) for key in keys]
     differing = [f"{key} {was!r} (now {it!r})" for key, was, it in pairs if was != it]
+    lengths = {key: before.get(key, now.defaults.get(key)) for key in now.lengths}
+    differing += [f"{key} {it!r}, no number" for key, it in lengths.items() if type(it) is not int and it is not None]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         return f"it has other settings: {', '.join(differing[:5])}{more}"
@@ -178,11 +183,10 @@ def read_record(path: Path | str) -> Record:
     """
     remedy = "move it away, or choose another --name"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not whole JSON"
-        raise UsageError(f"{path} is no run record: {reason}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no run record: not whole JSON; {remedy}") from error
     if isinstance(content, dict) and content.get("format") == 1:
         raise UsageError(f"{path} is a record of an earlier version of this project; {remedy}, or give --again")
     try:
@@ -229,6 +233,12 @@ def longer(run: Identity, earlier: Mapping[str, Any]) -> bool:
     return any(was is not None and (now is None or now > was) for was, now in lengths)
 
 
+def figure(final: Mapping[str, Any] | None, metric: str) -> float:
+    """Return a final metric; NaN where it was not finite, or is missing."""
+    value = (final or {}).get(metric)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
 def finished_line(run: Identity, record: Record) -> str:
     """Return what a script says in place of training a finished run again."""
     return f"{run.file('.json')} is finished, with {len(record.history)} entries; --again trains it anew"
@@ -242,7 +252,9 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: JSON has no form for the value.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # of a path that is no UTF-8
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None if math.isnan(value) else str(float(value))
@@ -255,7 +267,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # torch.Tensor, numpy.ndarray and numpy scalars
         return plain(value.tolist())
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return plain(os.fspath(value))
     raise TypeError(f"a record cannot hold {value!r} of type {type(value).__name__}")
 
 
@@ -267,16 +279,6 @@ def metrics(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_huge(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) > LARGEST_METRIC
-
-
-def check_regular(path: Path | str) -> None:
-    """See that what lies at `path`, if anything, is a regular file: reading a pipe never ends, replacing it is loss.
-
-    Raises:
-        UsageError: it is a device, a pipe, a folder.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"{path} stays: it is a device, a pipe or a folder; name a file")
 
 
 def write_atomically(path: Path | str, content: bytes) -> None:
@@ -357,19 +359,29 @@ def digest_of(path: Path) -> str:
     """Return a hash of what a file holds, of a `.gz` that can be unpacked what it holds unpacked.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or unpacks to more than any data set holds.
     """
-    try:
-        if path.suffix == ".gz":
-            try:
-                with gzip.open(path) as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest()
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                pass  # who reads it will say so
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        try:
+            if path.suffix == ".gz":
+                return _digest_unpacked(path, file)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            file.seek(0)  # who reads it will say so
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _digest_unpacked(path: Path, file: BufferedReader) -> str:
+    digest, size = hashlib.sha256(), 0
+    with gzip.open(file) as unpacked:
+        while chunk := unpacked.read(2**20):
+            digest.update(chunk)
+            size += len(chunk)
+            if size > LARGEST_UNPACKED:
+                raise UsageError(f"{path} cannot be read: it unpacks to more than {LARGEST_UNPACKED:,} bytes")
+    return digest.hexdigest()
 
 
 def fingerprint(files: Iterable[Path], digest: Callable[[Path], str] | None = None) -> str:

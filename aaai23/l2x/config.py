@@ -16,6 +16,8 @@ from aaai23.harness.config import (
     launch,
     length,
     non_negative_float,
+    number,
+    path,
     positive_int,
     setting,
 )
@@ -48,7 +50,7 @@ class L2XConfig(Config):
     """Learning to Explain: rate a review from K of its words. Settings of estimators have the library's names."""
 
     aspect: int = setting(
-        1, "--aspect", "-a", type=int, choices=range(5), help="0 appearance, 1 aroma, 2 palate, 3 taste"
+        1, "--aspect", "-a", type=number(int, 0, 4), choices=range(5), help="0 appearance, 1 aroma, 2 palate, 3 taste"
     )
     epochs: int = length(20, "--epochs", "-e", type=positive_int, help="passes over the training reviews")
     batch_size: int = setting(40, "--batch-size", "-b", type=positive_int, help="reviews a step")
@@ -57,9 +59,9 @@ class L2XConfig(Config):
     max_len: int = setting(350, "--max-len", "-m", type=positive_int, help="words of a review that are read")
     select_k: int = setting(10, "--select-k", "-K", type=positive_int, help="words that are selected")
     checkpoint: Path | None = launch(
-        None, "--checkpoint", "-c", type=Path, help="write the best weights here too; of several reruns one file a seed"
+        None, "--checkpoint", "-c", type=path, help="write the best weights here too; of several reruns one file a seed"
     )
-    reruns: int = launch(10, "--reruns", "-r", type=positive_int, help="number of seeds, from --seed up")
+    reruns: int = launch(10, "--reruns", "-r", type=number(int, 1, 10_000), help="number of seeds, from --seed up")
     max_iterations: int | None = setting(
         None, "--max-iterations", type=positive_int, help="end after this many steps; a resumed run keeps to them"
     )
@@ -115,6 +117,10 @@ class L2XConfig(Config):
 
     def refusals(self) -> Iterator[str]:
         """Yield what is wrong with these settings, alone or together, and what to do."""
+        if self.seed + self.reruns > 2**32:
+            yield f"--seed {self.seed} with --reruns {self.reruns}: the last seed would be beyond {2**32 - 1}"
+        if self.checkpoint is not None and self.checkpoint.name in ("", ".."):
+            yield f"--checkpoint {self.checkpoint} is a folder: name a file"
         if self.select_k > self.max_len:
             yield f"--select-k {self.select_k} words of --max-len {self.max_len}: select fewer words"
         if self.method in ("sst", "softsub") and self.relaxation_temperature == 0:
@@ -134,12 +140,12 @@ def data_files(data_dir: Path, aspect: int) -> list[Path]:
     """
     names = (TRAIN_FILE, HELDOUT_FILE, ANNOTATIONS_FILE, VECTORS_FILE)
     files = [data_dir / name.format(aspect=aspect) for name in names]
-    for path in files:
-        if not path.is_file():
+    for file in files:
+        if not file.exists():
             raise UsageError(
-                f"{path} is missing: get BeerAdvocate with `./get_data.sh l2x`, or make sample data with "
+                f"{file} is missing: get BeerAdvocate with `./get_data.sh l2x`, or make sample data with "
                 f"`./get_data.sh sample` and read it with `--data-dir data/sample`"
             )
-        if path.stat().st_size == 0:
-            raise UsageError(f"{path} is empty; fetch or make it again")
+        if file.is_file() and file.stat().st_size == 0:
+            raise UsageError(f"{file} is empty; fetch or make it again")
     return files

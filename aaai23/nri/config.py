@@ -14,9 +14,12 @@ from aaai23.errors import UsageError
 from aaai23.harness.config import (
     Config,
     declared,
+    folder_name,
     launch,
     length,
     non_negative_float,
+    number,
+    path_text,
     positive_float,
     positive_int,
     positive_or_infinite,
@@ -66,7 +69,7 @@ class NRIConfig(Config):
     batch_size: int = setting(128, "--batch_size", type=positive_int, help="graphs a step")
     lr: float = setting(3e-4, "--lr", type=positive_float, help="learning rate of Adam")
     lr_decay: int = setting(200, "--lr_decay", type=positive_int, help="passes over the graphs until --lr is scaled")
-    gamma: float = setting(0.5, "--gamma", type=positive_float, help="by which --lr is scaled")
+    gamma: float = setting(0.5, "--gamma", type=number(float, 1e-30, 1.0), help="by which --lr is scaled")
     enc_weight_decay: float = setting(
         0.0, "--enc_weight_decay", type=non_negative_float, help="weight decay of the encoder"
     )
@@ -82,10 +85,16 @@ class NRIConfig(Config):
     )
     var: float = setting(5e-5, "--var", type=positive_float, help="variance of a predicted coordinate")
     experiments_folder: str | None = launch(
-        None, "--experiments_folder", help="folder of trials, under experiments/; ../exp_nri/NAME if not given"
+        None,
+        "--experiments_folder",
+        type=path_text,
+        help="folder of trials, under experiments/; ../exp_nri/NAME if not given",
     )
     experiment_name: str | None = launch(
-        None, "--experiment_name", help="a trial's folder; made from rates, --temp and --seed if not given"
+        None,
+        "--experiment_name",
+        type=folder_name,
+        help="a trial's folder; made from rates, --temp and --seed if not given",
     )
     add_timestamp: bool = launch(True, "--add_timestamp", **BOOL, help="add the time to --experiment_name")
     save_best_model: bool = setting(
@@ -277,6 +286,6 @@ def data_files(data_dir: Path, suffix: str) -> list[Path]:
     """
     files = [Path(data_dir) / f"{kind}_{split}{suffix}.npy" for split in SPLITS for kind in ("data", "edges")]
     for path in files:
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"{path} is missing: run ./get_data.sh nri, or check --suffix and the data folder")
     return files
