@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aaai23.dvae.config import REMEDY, data_files
 from aaai23.errors import UsageError
+from aaai23.harness.files import LARGEST_UNPACKED, open_regular
 from aaai23.harness.record import is_sample
 
 _LOGGER = logging.getLogger(__name__)
@@ -85,28 +86,34 @@ def _read_images(images_file: Path, labels_file: Path) -> Tensor:
 
 def _read_idx(path: Path, magic: int) -> Tensor:
     """Return what an IDX file of bytes holds: a number that tells its kind, each dimension's size, the bytes."""
-    content = _read_bytes(path)
     header = struct.Struct(f">{1 + magic % 256}I")  # the last byte of the magic number counts the dimensions
-    if len(content) < header.size:
-        raise UsageError(f"{path} is cut short: {len(content)} bytes; delete it, then {REMEDY}")
-    found, *shape = header.unpack_from(content)
+    head = _read_bytes(path, header.size)
+    if len(head) < header.size:
+        raise UsageError(f"{path} is cut short: {len(head)} bytes; delete it, then {REMEDY}")
+    found, *shape = header.unpack_from(head)
     if found != magic:
         kind = "images" if magic == _IMAGES_MAGIC else "labels"
         raise UsageError(f"{path} is no IDX file of {kind}: it starts with {found:08x}, not {magic:08x}")
     size = math.prod(shape)
     if not size:
         raise UsageError(f"{path} is empty: its header says {' x '.join(map(str, shape))}")
+    if size > LARGEST_UNPACKED:
+        raise UsageError(
+            f"{path} is too large: its header says {' x '.join(map(str, shape))}; delete it, then {REMEDY}"
+        )
+    content = _read_bytes(path, header.size + size + 1)
     if len(content) != header.size + size:
-        problem = f"{len(content)} bytes where its header promises {header.size + size}"
+        more = "more" if len(content) > header.size + size else len(content)
+        problem = f"{more} bytes where its header promises {header.size + size}"
         raise UsageError(f"{path} is cut short or damaged: {problem}; delete it, then {REMEDY}")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header.size).view(shape)
 
 
-def _read_bytes(path: Path) -> bytearray:
-    """Return the content, unpacked; writable, as torch wants its memory."""
+def _read_bytes(path: Path, most: int) -> bytearray:
+    """Return the first bytes of the content, unpacked; writable, as torch wants its memory."""
     try:
-        content = path.read_bytes()
-        return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
+        with open_regular(path) as file:
+            return bytearray((gzip.open(file) if path.suffix == ".gz" else file).read(most))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).rstrip(".")
         raise UsageError(f"{path} is no whole gzip file ({reason}); delete it, then {REMEDY}") from error

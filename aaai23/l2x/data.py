@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.harness.files import open_regular
 from aaai23.harness.record import fingerprint, is_sample
 from aaai23.l2x.config import EMBEDDING_SIZE, data_files
 
@@ -28,6 +29,7 @@ PAD, START, UNKNOWN = 0, 1, 2
 SPECIAL_WORDS = {"<PAD>": PAD, "<START>": START, "<UNK>": UNKNOWN}
 BYTE_ORDER_MARK = "\ufeff"
 LARGEST = float(np.finfo(np.float32).max)
+LONGEST_LINE = 2**22
 CACHE_FORMAT = 2  # raise it when what the cache holds changes
 
 Content = dict[str, Any]  # of tensors and strings, what a cache entry holds
@@ -204,21 +206,16 @@ def _read_reviews(path: Path, aspect: int, max_len: int, word_id: Callable[[byte
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield `file:line`, for messages, and the line; without the mark that some editors begin a file with."""
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             place = f"{path}:{number}"
+            if len(line) == LONGEST_LINE:
+                raise UsageError(f"{place}: the line is longer than {LONGEST_LINE:,} bytes")
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 raise UsageError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start})") from error
             yield place, line.removeprefix(BYTE_ORDER_MARK.encode()) if number == 1 else line
-
-
-def _open(path: Path):
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _rating(head: bytes, aspect: int, place: str) -> float:
@@ -263,7 +260,7 @@ def _read_annotations(path: Path, aspect: int, max_len: int, vocabulary: dict[st
 def _annotation(line: bytes, aspect: int, place: str) -> tuple[list[str], list[list[int]]]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not JSON ({error})") from error
     if not isinstance(record, dict):
         raise UsageError(f"{place}: an annotated review is a JSON object, found {_show(line)}")
@@ -292,6 +289,8 @@ def _read_vectors(path: Path) -> Content:
 
     logging.getLogger("gensim").setLevel(logging.ERROR)  # it would warn of each repeated word
     logger.info("Reading word vectors from %s; the next start takes them from a cache", path)
+    for _ in _lines(path):  # gensim would read a line of any length
+        pass
     try:
         vectors = KeyedVectors.load_word2vec_format(str(path), binary=False, no_header=True)
         words = [word for word in vectors.index_to_key if word is not None]  # None in place of each repeated one
@@ -358,12 +357,13 @@ class _Cache:
         return content
 
     def _read(self, path: Path, fingerprint: str) -> Content | None:
+        if not path.exists():
+            return None
         try:
-            entry = torch.load(path, weights_only=True)
+            with open_regular(path) as file:
+                entry = torch.load(file, weights_only=True)
             fresh = entry["fingerprint"] == fingerprint
             return entry["content"] if fresh and entry["checksum"] == _checksum(entry["content"]) else None
-        except FileNotFoundError:
-            return None
         except Exception as error:  # damage shows in many ways, and none may stop a run
             logger.info("The cache %s cannot be used and is made again: %s", path, type(error).__name__)
             return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.harness.files import open_regular
 from aaai23.harness.record import is_sample
 from aaai23.nri.config import SPLITS
 
@@ -69,7 +70,7 @@ def load(
     import numpy as np
 
     folder = Path(data_dir)
-    train = _read(folder / f"data_train{suffix}.npy")
+    train = _read_layouts(folder / f"data_train{suffix}.npy", timesteps, vertices, dims)
     low, high = float(np.min(train, initial=np.inf)), float(np.max(train, initial=-np.inf))
     if not (np.isfinite((low, high)).all() and low < high):
         raise UsageError(f"data_train{suffix}.npy in {folder} has no range to scale by: {low} to {high}; {REMAKE}")
@@ -92,11 +93,12 @@ def _read(path: Path) -> "np.ndarray":
     """Map an array of numbers into memory."""
     import numpy as np
 
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path} is missing: run ./get_data.sh nri, or check --suffix and the data folder")
+    open_regular(path).close()
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy has several for a broken header
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{path} cannot be read ({reason}): {REMAKE}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
@@ -104,11 +106,11 @@ def _read(path: Path) -> "np.ndarray":
     return array
 
 
-def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Tensor:
-    """Return positions `[N, n, T, dims]` as they are in the file, in float64."""
-    import numpy as np
-
+def _read_layouts(path: Path, timesteps: int, vertices: int, dims: int) -> "np.ndarray":
+    """Map positions `[N, T', dims, n]` into memory; their header says whether they are."""
     array = _read(path)
+    if array.dtype.kind != "f":
+        raise UsageError(f"{path} holds {array.dtype} numbers, and positions are floats: {REMAKE}")
     if array.ndim != 4 or len(array) == 0:
         raise UsageError(f"{path} has shape {array.shape}, not [N, T, dims, n]: {REMAKE}")
     _, frames, file_dims, file_vertices = array.shape
@@ -118,6 +120,14 @@ def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Ten
         raise UsageError(f"{path} has {file_vertices} vertices, not {vertices}: set --num_vertices {file_vertices}")
     if not 2 <= timesteps <= frames:
         raise UsageError(f"{path} has {frames} frames, so --timesteps can be 2 to {frames}, not {timesteps}")
+    return array
+
+
+def _read_positions(path: Path, timesteps: int, vertices: int, dims: int) -> Tensor:
+    """Return positions `[N, n, T, dims]` as they are in the file, in float64."""
+    import numpy as np
+
+    array = _read_layouts(path, timesteps, vertices, dims)
     positions = torch.from_numpy(np.array(array[:, :timesteps].transpose(0, 3, 1, 2), np.float64, order="C"))
     if not positions.isfinite().all():
         raise UsageError(f"{path} holds positions that are not finite: {REMAKE}")

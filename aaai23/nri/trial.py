@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from aaai23.errors import UsageError
+from aaai23.harness.files import read_text
 from aaai23.harness.record import Identity, check_writable, difference, plain, write_atomically
 from aaai23.harness.run import load, origin, save
 from aaai23.nri.config import ROOT, NRIConfig
@@ -90,11 +91,13 @@ def read_config(trial: Path) -> dict[str, Any]:
     """
     remedy = "move the trial away or train it again"
     try:
-        config = json.loads((trial / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = json.loads(read_text(trial / CONFIG))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{trial / CONFIG} is no whole JSON file; {remedy}") from error
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
         raise UsageError(f"{trial / CONFIG} holds no settings; {remedy}")
+    if type(config.get("seed")) is not int or not 0 <= config["seed"] < 2**32:
+        raise UsageError(f"{trial / CONFIG} holds no seed; {remedy}")
     return config
 
 
@@ -133,7 +136,7 @@ def load_weights(trial: Path, networks: Mapping[str, nn.Module]) -> None:
         state = load(path)
         try:
             network.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except Exception as error:  # torch has several for what are no weights
             raise UsageError(f"{path} does not hold the weights of this {name}; train the trial again") from error
 
 
