@@ -14,8 +14,8 @@ from aaai23.dvae.config import VAEConfig
 from aaai23.dvae.data import MNIST, intensities
 from aaai23.dvae.model import DiscreteVAE, losses, nelbo, published_test_loss, temperature_at, training_loss
 from aaai23.dvae.plots import random_codes, write_curves, write_images
-from aaai23.harness.record import Identity
-from aaai23.harness.run import Run, batches_of, epoch_order, loss_values, seed_everything
+from aaai23.harness.record import Identity, figure
+from aaai23.harness.run import Run, epoch_order, epochs_of, loss_values, seed_everything
 from aaai23.harness.shell import progress
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate
@@ -50,13 +50,12 @@ def run_seed(
     accelerate((model.encoder, model.decoder), config.precision, device)
     # one kernel for all parameters, wherever torch has it
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    epochs = batches_of(len(data.train), config.batch_size, config.epochs, config.max_iterations)
+    epochs = epochs_of(len(data.train), config.batch_size, config.epochs, config.max_iterations)
     with Run(identity, config, project=PROJECT, describe=describe(config), log=log, tags=(config.target,)) as run:
         for epoch in run.steps(epochs, model=model, optimiser=optimiser):
             order = epoch_order(len(data.train), config.seed, epoch - 1).to(device)
-            batches = order.split(config.batch_size)[: epochs[epoch]]
-            before = sum(epochs[earlier] for earlier in range(1, epoch))
-            temperatures = [temperature(config, before + done) for done in range(len(batches) + 1)]
+            batches = order.split(config.batch_size)[: epochs.batches(epoch)]
+            temperatures = [temperature(config, epochs.before(epoch) + done) for done in range(len(batches) + 1)]
             found = train_epoch(model, optimiser, data.train, batches, temperatures, f"Epoch {epoch}/{config.epochs}")
             run.log(
                 loss=found.mean(), loss_std=found.std(correction=0), tau=temperatures[-1], beta=beta_of(model.layer)
@@ -72,10 +71,11 @@ def describe(config: VAEConfig) -> Any:
     """Return what makes an epoch's lines of the log."""
 
     def lines(entry: Mapping[str, Any]) -> Iterator[str]:
-        line = f"Epoch {entry['epoch']}/{config.epochs}\tTraining Loss: {entry['loss']:.4f} ± {entry['loss_std']:.4f}"
+        line = f"Epoch {entry['epoch']}/{config.epochs}\tTraining Loss: {entry['loss']:.4f}"
+        line += f" ± {figure(entry, 'loss_std'):.4f}"
         line += f"\tTemperature: {entry['tau']:.5f}"
         yield line if entry["beta"] is None else f"{line}\tBeta: {entry['beta']:.5f}"
-        yield f"Average Test Loss: {entry['test_loss']:.5f}"
+        yield f"Average Test Loss: {figure(entry, 'test_loss'):.5f}"
 
     return lines
 

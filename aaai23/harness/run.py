@@ -9,11 +9,14 @@ import logging
 import math
 import os
 import random
+import re
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +24,15 @@ from typing import Any, Protocol, Self
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from aaai23.errors import UsageError
 from aaai23.harness.config import Config
+from aaai23.harness.files import check_regular, read_text
 from aaai23.harness.record import (
     Identity,
     Record,
-    check_regular,
     check_writable,
     device_name,
     difference,
@@ -195,7 +199,11 @@ class Run:
             if self.record.status == "running":
                 reason = "ended before its final metrics" if error is None else one_line(error)
                 self.record.status, self.record.error = "failed", reason
-                self._write()
+                try:
+                    self._write()
+                except KeyboardInterrupt:  # a second one comes a second later at the earliest, see shell
+                    self._write()
+                    raise
         except (UsageError, OSError):
             if error is None:
                 raise  # else the first error is the one to show
@@ -222,13 +230,7 @@ class Run:
             UsageError: the checkpoint does not hold the state of these parts, or is of a step beyond the last.
             OSError: the disk is full.
         """
-        behind = self._restore(parts)
-        steps = list(steps)
-        if behind is not None and steps and behind > steps[-1]:
-            raise UsageError(
-                f"{self.identity.file('.pt')} is at {self.step_name} {behind}, beyond the last, {steps[-1]}: "
-                "train for longer, or --again starts anew"
-            )
+        behind, step = self._restore(parts), math.inf
         for step in steps:
             if behind is not None and step <= behind:
                 continue
@@ -240,6 +242,11 @@ class Run:
             for line in self._describe(self.history[-1]):
                 self._log.info(line)
             self._keep(step, parts)
+        if behind is not None and behind > step:
+            raise UsageError(
+                f"{self.identity.file('.pt')} is at {self.step_name} {behind}, beyond the last, {step}: "
+                "train for longer, or --again starts anew"
+            )
 
     def log(self, **values: Any) -> None:
         """Give metrics, numbers or tensors of one number, to the entry of this step."""
@@ -265,21 +272,25 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(state["parts"][name])
             set_random_state(state["random"])
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # each part has its own for what is no state of its
             raise UsageError(
                 f"{path} does not hold the state of this run: {one_line(error)}; --again starts anew"
             ) from error
-        return int(state["step"])
+        return self.behind
 
     # ---- what an earlier start has left
 
     def _take_lock(self) -> None:
+        path = Path(self._lock.lock_file)
         try:
-            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            with suppress(OSError):  # the lock holds without it
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}")
         except Timeout:
             raise UsageError(
-                f"another process is at work on {self.identity.file('.json')}: wait for it, or choose another --name"
+                f"another process is at work on {self.identity.file('.json')}{_holder(path)}: "
+                "wait for it, or choose another --name"
             ) from None
         except OSError as error:
             raise UsageError(
@@ -297,7 +308,7 @@ class Run:
         if self.config.again:
             checkpoint.unlink(missing_ok=True)
             return None
-        state = load(checkpoint) if checkpoint.exists() else None
+        state = load(checkpoint, sealed=True) if checkpoint.exists() else None
         earlier = read_record(path) if path.exists() else None
         for found, where in ((earlier, path), (state, checkpoint)):
             problem = difference(found, self.identity) if found is not None else None
@@ -305,7 +316,7 @@ class Run:
                 raise UsageError(f"{where} stays: {problem}; choose another --name, or --again to replace it")
         if earlier is not None and earlier.sample_data != self.identity.sample_data:
             raise UsageError(f"{path} stays: it is of other data; choose another --name, or --again to replace it")
-        entries = state["history"] if state is not None else earlier.history if earlier is not None else []
+        entries = self._entries(state) if state is not None else earlier.history if earlier is not None else []
         if not entries:
             return earlier
         if not self.config.resume:
@@ -318,8 +329,20 @@ class Run:
                 raise UsageError(f"there is no checkpoint {checkpoint} to go on from: --again starts anew")
             _LOGGER.warning("there is no checkpoint %s: starting from the beginning", checkpoint)
         else:
-            self._checkpoint, self.record.history = state, list(state["history"])
+            self._checkpoint, self.record.history = state, list(entries)
         return earlier
+
+    def _entries(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the history that a checkpoint holds, whose last entry is of its step."""
+        try:
+            history = Record.model_validate({**self.record.model_dump(), "history": state.get("history")}).history
+            if history and history[-1].get(self.step_name) != state.get("step"):
+                raise ValueError("its history ends at another step")
+        except ValueError as error:
+            reason = "its history is none" if isinstance(error, ValidationError) else str(error)
+            path = self.identity.file(".pt")
+            raise UsageError(f"{path} does not hold the state of this run: {reason}; --again starts anew") from error
+        return history
 
     # ---- record and W&B
 
@@ -347,6 +370,15 @@ class Run:
     def _mirror(self, entry: Mapping[str, Any]) -> None:
         values = {key: value for key, value in entry.items() if key != self.step_name}
         self._tracker.log(entry[self.step_name], values)
+
+
+def _holder(lock: Path) -> str:
+    """Return who holds a lock, as its file says; nothing where it does not."""
+    try:
+        found = read_text(lock)
+    except (UsageError, ValueError):
+        found = ""
+    return f" ({found})" if re.fullmatch(r"process \d+ on \S+, since \S+", found) else ""
 
 
 def _now() -> str:
@@ -389,11 +421,30 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def batches_of(n: int, batch_size: int, epochs: int, max_iterations: int | None) -> dict[int, int]:
-    """Return the number of batches of each epoch, 1 to `epochs`: the last is cut where `max_iterations` ends it."""
+@dataclass(frozen=True)
+class Epochs:
+    """Epochs of `whole` batches each, but for the last: together they have `total`."""
+
+    whole: int
+    total: int
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the numbers of the epochs, from 1."""
+        return iter(range(1, -(-self.total // self.whole) + 1))
+
+    def before(self, epoch: int) -> int:
+        """Return the number of batches in earlier epochs."""
+        return (epoch - 1) * self.whole
+
+    def batches(self, epoch: int) -> int:
+        """Return the number of batches in an epoch."""
+        return min(self.whole, self.total - self.before(epoch))
+
+
+def epochs_of(n: int, batch_size: int, epochs: int, max_iterations: int | None) -> Epochs:
+    """Return the epochs of a run over n examples, the last one cut where `max_iterations` ends it."""
     whole = -(-n // batch_size)
-    left = epochs * whole if max_iterations is None else min(max_iterations, epochs * whole)
-    return {epoch: min(whole, left - (epoch - 1) * whole) for epoch in range(1, -(-left // whole) + 1)}
+    return Epochs(whole, min(epochs * whole, max_iterations or epochs * whole))
 
 
 def loss_values(losses: Iterable[Tensor], where: str, remedy: str) -> list[float]:
@@ -470,10 +521,12 @@ def save(path: Path | str, state: Mapping[str, Any]) -> None:
     write_atomically(path, content + _SEAL + hashlib.sha256(content).digest())
 
 
-def load(path: Path | str) -> dict[str, Any]:
+def load(path: Path | str, sealed: bool = False) -> dict[str, Any]:
     """Return the state saved at `path`, its tensors on the CPU; nothing in the file is executed.
 
-    Files of other programs, which have no hash, are read as they are.
+    Args:
+        path: of the file.
+        sealed: whether it must have the hash that `save` adds; files of other programs have none.
 
     Raises:
         UsageError: there is no such file, or it is not a checkpoint, or not as it was written.
@@ -481,7 +534,7 @@ def load(path: Path | str) -> dict[str, Any]:
     check_regular(path)
     try:
         content, seal, digest = Path(path).read_bytes().rpartition(_SEAL)
-        if not seal:
+        if not seal and not sealed:
             content = digest
         elif hashlib.sha256(content).digest() != digest:
             raise ValueError("changed since it was written")

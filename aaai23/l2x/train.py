@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aaai23.harness.record import Identity
-from aaai23.harness.run import Best, Run, batches_of, epoch_order, export, loss_values, seed_everything
+from aaai23.harness.record import Identity, figure
+from aaai23.harness.run import Best, Run, epoch_order, epochs_of, export, loss_values, seed_everything
 from aaai23.harness.shell import progress
 from aaai23.l2x import fast
 from aaai23.l2x.config import L2XConfig
@@ -52,11 +52,11 @@ def run_seed(
     # one kernel for all parameters, wherever torch has it
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
     best = Best(model)
-    epochs = batches_of(len(train.ratings), config.batch_size, config.epochs, config.max_iterations)
+    epochs = epochs_of(len(train.ratings), config.batch_size, config.epochs, config.max_iterations)
     with Run(identity, config, project=PROJECT, describe=describe(config), log=log, tags=(config.target,)) as run:
         for epoch in run.steps(epochs, model=model, optimiser=optimiser, best=best):
             order = epoch_order(len(train.ratings), config.seed, epoch - 1).to(device)
-            batches = order.split(config.batch_size)[: epochs[epoch]]
+            batches = order.split(config.batch_size)[: epochs.batches(epoch)]
             losses = train_epoch(model, optimiser, train, batches, f"Epoch {epoch}/{config.epochs}", config.debug, log)
             run.log(loss_mean=losses.mean(), loss_std=losses.std(correction=0))
             run.log(val_mse=mean_squared_error(model, validation), test_mse=mean_squared_error(model, test))
@@ -77,7 +77,7 @@ def run_seed(
 def describe(config: L2XConfig) -> Any:
     """Return what makes an epoch's line of the log."""
     return lambda entry: [
-        f"Epoch {entry['epoch']}/{config.epochs}\tLoss {entry['loss_mean']:.4f} ± {entry['loss_std']:.4f}"
+        f"Epoch {entry['epoch']}/{config.epochs}\tLoss {entry['loss_mean']:.4f} ± {figure(entry, 'loss_std'):.4f}"
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aaai23.harness.record import Identity
+from aaai23.harness.record import Identity, figure
 from aaai23.harness.run import Best, Run, epoch_order, loss_values, seed_everything
 from aaai23.harness.shell import progress
 from aaai23.methods import beta_of
@@ -163,12 +163,13 @@ def optimiser_of(model: RelationalInference, config: NRIConfig) -> torch.optim.O
 def describe(metrics: Mapping[str, Any], split: str) -> str:
     """Return what was measured on a split, val or test, as a part of a line."""
     shown = ("elbo", "elbo_sampled", "nll", "kl", "mse", "acc", "precision", "recall")
-    return " ".join(f"{key} {metrics[f'{split}_{key}']:.6g}" for key in shown if f"{split}_{key}" in metrics)
+    return " ".join(f"{key} {figure(metrics, f'{split}_{key}'):.6g}" for key in shown if f"{split}_{key}" in metrics)
 
 
 def line(entry: Mapping[str, Any]) -> str:
     """Return one evaluation as a line of the log."""
-    loss = "" if entry["loss_mean"] is None else f"\tLoss {entry['loss_mean']:.4f} ± {entry['loss_std']:.4f}"
+    loss = f"\tLoss {figure(entry, 'loss_mean'):.4f} ± {figure(entry, 'loss_std'):.4f}"
+    loss = "" if entry["loss_mean"] is None else loss
     beta = "" if entry["beta"] is None else f"\tBeta: {entry['beta']:.5f}"
     return f"Iteration {entry['iteration']}{loss}\tValidation {describe(entry, 'val')}{beta}"
 

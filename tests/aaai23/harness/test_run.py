@@ -14,8 +14,8 @@ from aaai23.errors import UsageError
 from aaai23.harness import record
 from aaai23.harness.run import (
     Best,
-    batches_of,
     epoch_order,
+    epochs_of,
     load,
     random_state,
     save,
@@ -398,5 +398,6 @@ def test_the_best_weights_are_those_of_the_least_value():
     ("limit", "expected"), [(None, [3, 3, 3]), (2, [2]), (3, [3]), (7, [3, 3, 1]), (9, [3, 3, 3]), (99, [3, 3, 3])]
 )
 def test_epochs_have_all_batches_but_where_a_limit_cuts_the_last(limit, expected):
-    found = batches_of(n=25, batch_size=10, epochs=3, max_iterations=limit)
-    assert list(found) == list(range(1, len(expected) + 1)) and list(found.values()) == expected
+    found = epochs_of(n=25, batch_size=10, epochs=3, max_iterations=limit)
+    assert {epoch: found.batches(epoch) for epoch in found} == dict(enumerate(expected, start=1))
+    assert [found.before(epoch) for epoch in found] == [sum(expected[:done]) for done in range(len(expected))]
