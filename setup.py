@@ -8,9 +8,9 @@ packages, commands = ["imle*"], []
 if "editable_wheel" in sys.argv:
     packages.append("aaai23*")
     commands = [
-        "l2x-cli = aaai23.l2x.cli:entry",
-        "torch-nri-cli = aaai23.nri.cli:entry",
-        "torch-vae-cli = aaai23.dvae.cli:entry",
+        "l2x-cli = aaai23.scripts:l2x",
+        "torch-nri-cli = aaai23.scripts:nri",
+        "torch-vae-cli = aaai23.scripts:vae",
     ]
 
 setup(packages=find_packages(include=packages), entry_points={"console_scripts": commands})

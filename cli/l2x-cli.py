@@ -11,7 +11,7 @@ On sample data, in a minute or two:
 `--help` lists all flags; `--resume` continues a run that was stopped.
 """
 
-from aaai23.l2x.cli import entry
+from aaai23.scripts import l2x
 
 if __name__ == "__main__":
-    entry()
+    l2x()

@@ -20,7 +20,7 @@ The same line with `--mode eval` measures what it has trained. The experiment of
 `--help` lists all flags; `--resume` continues a run that was stopped.
 """
 
-from aaai23.nri.cli import entry
+from aaai23.scripts import nri
 
 if __name__ == "__main__":
-    entry()
+    nri()

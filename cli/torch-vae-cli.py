@@ -17,7 +17,7 @@ Record, checkpoint and pictures go to results/vae/. `--help` lists all flags; `-
 stopped.
 """
 
-from aaai23.dvae.cli import entry
+from aaai23.scripts import vae
 
 if __name__ == "__main__":
-    entry()
+    vae()

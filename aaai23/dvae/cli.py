@@ -8,8 +8,8 @@ import logging
 from aaai23.dvae.config import VAEConfig
 from aaai23.errors import UsageError
 from aaai23.harness.config import parse, refuse
-from aaai23.harness.record import Identity, finished, finished_line, identify
-from aaai23.harness.shell import configure_logging, run_cli, say_sample_data, say_unread
+from aaai23.harness.record import Identity, figure, finished, finished_line, identify
+from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 
 SCRIPT = "torch-vae-cli.py"
 parse_arguments = functools.partial(
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         train(identity, config, log)
         return 0
     log.info(finished_line(identity, record))
-    log.info(f"Average Test Loss: {(record.final or {})['test_loss']:.5f}")
+    log.info(f"Average Test Loss: {figure(record.final, 'test_loss'):.5f}")
     log.info("Experiment completed.")
     return 0
 
@@ -52,8 +52,3 @@ def train(identity: Identity, config: VAEConfig, log: logging.Logger) -> None:
         right = height * width
         raise UsageError(f"{config.data_dir} has images of {height} x {width} pixels: give --input-dim {right}")
     run_seed(identity, config, data, device, log)
-
-
-def entry() -> None:
-    """Run from the shell, with its exit codes."""
-    run_cli(main, SCRIPT)

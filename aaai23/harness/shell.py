@@ -3,37 +3,52 @@
 Nothing here imports torch, so that `--help` answers at once.
 """
 
+from __future__ import annotations
+
 import contextlib
+import errno
+import importlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import DISK_FULL, Identity
+from aaai23.harness.files import DISK_FULL
 from aaai23.speed.process import tune_process
 
+if TYPE_CHECKING:
+    from aaai23.harness.record import Identity
+
 _T = TypeVar("_T")
+_ENDINGS: dict[int, str] = {signal.SIGHUP: "hung up", signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that end a run in order, and what its record says then."""
+_GRACE = 1.0
+"""Seconds after such a signal in which no other one cuts the orderly end short."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; like Ctrl-C, it ends a run in order."""
-
-
-def run_cli(main: Callable[[list[str] | None], int | None], script: str) -> NoReturn:
+def run_cli(main: Callable[[list[str] | None], int | None] | str, script: str) -> NoReturn:
     """Run `main(None)` and leave the process with the exit code that tells how it went.
 
     0: done, or what `main` returned. 1: the run failed; non-finite metrics and a full disk in one line, anything
-    else with its traceback. 2: a UsageError or a missing package, in one line. 130: Ctrl-C. 143: SIGTERM.
+    else with its traceback. 2: a UsageError, a missing package, a path that cannot be, or sizes that no memory holds,
+    in one line. 128 + n: signal n, 130 for Ctrl-C.
+
+    Standard output and error that are closed or full lose their lines, and the run goes on.
 
     Args:
-        main: the program; its argument is the command line, None for the process's own.
+        main: the program, or the module that has it, which is then imported here; its argument is the command line,
+            None for the process's own.
         script: the script's file name, which error lines begin with.
     """
+    _open_streams()
     code = _exit_code(main, script)
     try:
         sys.stdout.flush()
@@ -43,48 +58,124 @@ def run_cli(main: Callable[[list[str] | None], int | None], script: str) -> NoRe
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[list[str] | None], int | None], script: str) -> int:
+def _exit_code(main: Callable[[list[str] | None], int | None] | str, script: str) -> int:
     def complain(message: object) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
-    tune_process()
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return main(None) or 0
-    except UsageError as error:
-        complain(f"error: {error}")
-        return 2
-    except Terminated:
-        complain("terminated")
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 128 + signal.SIGINT
-    except FloatingPointError as error:
-        complain(f"error: {error}")
-        return 1
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("aaai23", "imle", ""):
+    with _signals() as received:
+        try:
+            tune_process()
+            program = importlib.import_module(main).main if isinstance(main, str) else main
+            return program(None) or 0
+        except SystemExit:
             raise
-        complain(f"error: the package {error.name} is missing; `make test` once, then `. .venv/bin/activate`")
-        return 2
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        _silence_stdout()
-        return 1
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            complain(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}; free some space")
-        else:
-            traceback.print_exc()
-        return 1
+        except BaseException as error:
+            if received:  # whatever the interruption became on its way
+                complain(_ENDINGS[received[0]])
+                return 128 + received[0]
+            if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+                _silence_stdout()
+                return 1
+            if isinstance(error, KeyboardInterrupt):
+                complain("interrupted")
+                return 128 + signal.SIGINT
+            code, told = _told(error)
+            if told is None:
+                traceback.print_exception(error)
+            else:
+                complain(f"error: {told}")
+            return code
+
+
+def _told(error: BaseException) -> tuple[int, str | None]:
+    """Return the exit code of an error, and its line if it has one."""
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if isinstance(error, FloatingPointError):
+        return 1, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "").partition(".")[0] in ("aaai23", "imle", ""):
+            return 1, None
+        return 2, f"the package {error.name} is missing; `make test` once, then `. .venv/bin/activate`"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return 1, f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some space"
+    if isinstance(error, OSError) and error.filename:
+        return 2, f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError | RuntimeError | ValueError) and (size := _too_large(error)):
+        return 2, f"there is no memory for these sizes: {size}; choose smaller ones"
+    return 1, None
+
+
+def _too_large(error: Exception) -> str | None:
+    """Return what torch or numpy says of the memory that it was asked for and that is not there."""
+    text = next(iter(str(error).splitlines()), "")
+    said = re.search(
+        r"(tried to allocate|Unable to allocate|Storage size calculation|numel: integer multiplication|"
+        r"array is too big|Maximum allowed dimension|Overflow when unpacking|not enough memory).*",
+        text,
+        re.IGNORECASE,
+    )
+    if said:
+        return said[0].partition(". Error code")[0].rstrip(".")
+    return text or "out of memory" if isinstance(error, MemoryError) else None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Turn the signals that end a run into KeyboardInterrupt; gives those that have arrived. Ignored ones stay so."""
+    received: list[int] = []
+    last = -_GRACE
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _GRACE:
+            last = now
+            received.append(signum)
+            raise KeyboardInterrupt(_ENDINGS[signum])
+
+    heard = [number for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heard}
+    try:
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not received:  # else the process is ending, and a further one would show where
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the orderly end short
-    raise Terminated("terminated")
+# ---- standard output and error
+
+
+class _Patient(io.FileIO):
+    """A descriptor that takes what cannot be written, and loses it; a reader that has gone is no such case."""
+
+    def write(self, content: object) -> int:
+        """Write bytes, or lose them."""
+        try:
+            return super().write(content)  # type: ignore[arg-type]
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            return memoryview(content).nbytes  # type: ignore[arg-type]
+
+
+def _open_streams() -> None:
+    """Make standard output and error such that no write to them fails for want of room, or for a letter."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, lest a file of ours does
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None or (stream is getattr(sys, f"__{name}__") and stream.fileno() == number):
+            buffered = io.BufferedWriter(_Patient(number, "w", closefd=False))
+            encoding = "utf-8" if stream is None else stream.encoding
+            at_once = number == 2 or os.isatty(number)
+            patient = io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=at_once)
+            setattr(sys, name, patient)
 
 
 def _silence_stdout() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from aaai23.harness.config import parse, refuse
-from aaai23.harness.record import Identity, finished, finished_line, identify
-from aaai23.harness.shell import configure_logging, run_cli, say_sample_data, say_unread
+from aaai23.harness.record import Identity, figure, finished, finished_line, identify
+from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 from aaai23.l2x.config import PRESETS, L2XConfig
 
 SCRIPT = "l2x-cli.py"
@@ -74,9 +75,9 @@ def export_finished(rerun: L2XConfig, run: Identity) -> None:
 
 def log_seed(log: logging.Logger, seed: int, final: Mapping[str, Any]) -> None:
     """Log the metrics of one seed."""
-    log.info(f"[{seed}] Validation MSE: {final['best_val_mse']:.5f}")
-    log.info(f"[{seed}] Test MSE: {final['best_test_mse']:.5f}")
-    log.info(f"[{seed}] Subset precision: {final['best_subset_prec']:.5f}")
+    log.info(f"[{seed}] Validation MSE: {figure(final, 'best_val_mse'):.5f}")
+    log.info(f"[{seed}] Test MSE: {figure(final, 'best_test_mse'):.5f}")
+    log.info(f"[{seed}] Subset precision: {figure(final, 'best_subset_prec'):.5f}")
 
 
 def log_summary(log: logging.Logger, finals: Sequence[Mapping[str, Any]]) -> None:
@@ -87,10 +88,7 @@ def log_summary(log: logging.Logger, finals: Sequence[Mapping[str, Any]]) -> Non
         "best_test_mse": "Test MSE",
     }
     for key, title in titles.items():
-        values = [final[key] for final in finals]
-        log.info(f"Final {title} List: {statistics.fmean(values):.5f} ± {statistics.pstdev(values):.5f}")
-
-
-def entry() -> None:
-    """Run from the shell, with its exit codes."""
-    run_cli(main, SCRIPT)
+        values = [figure(final, key) for final in finals]
+        mean = statistics.fmean(values)
+        deviation = math.sqrt(statistics.fmean((value - mean) ** 2 for value in values))  # NaN where one is
+        log.info(f"Final {title} List: {mean:.5f} ± {deviation:.5f}")

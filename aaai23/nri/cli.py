@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aaai23.harness.config import declared, parse, refuse
 from aaai23.harness.record import finished, finished_line, identify
-from aaai23.harness.shell import configure_logging, run_cli, say_sample_data, say_unread
+from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 from aaai23.nri.config import NRIConfig
 
 if TYPE_CHECKING:
@@ -93,8 +93,3 @@ def say_final(final: Mapping[str, Any], log: logging.Logger) -> None:
     for name, title in (("val", "Validation"), ("test", "Test")):
         log.info(f"{title} {describe(final, name)}")
     log.info("Experiment completed.")
-
-
-def entry() -> None:
-    """Run from the shell, with its exit codes."""
-    run_cli(main, SCRIPT)
