@@ -5,7 +5,9 @@ import functools
 import logging
 import netrc
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 from urllib.parse import urlsplit
@@ -14,6 +16,8 @@ _P = ParamSpec("_P")
 _LOGGER = logging.getLogger(__name__)
 _INIT_SECONDS = 30.0  # then a run that cannot reach the server goes on offline
 _FINISH_SECONDS = 120.0  # then what is not uploaded stays in the run's folder, for `wandb sync`
+_ROOM = 2**16  # bytes; W&B writes into its log by half of that
+_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 _open: set["Tracker"] = set()  # those whose runs are open in this process
 
@@ -23,13 +27,16 @@ def wandb_mode() -> str:
 
     A mode is asked for by WANDB_MODE or by `wandb offline|disabled|online`. An account is WANDB_API_KEY or
     WANDB_IDENTITY_TOKEN_FILE, an entry for the server in the netrc file, or a saved key: what `wandb login` leaves.
+
+    Raises:
+        ValueError: W&B has no such mode.
     """
-    asked = os.environ.get("WANDB_MODE")
-    if asked:
-        return asked
     saved = _saved_settings()
-    if saved.get("mode"):
-        return saved["mode"]
+    asked = os.environ.get("WANDB_MODE") or saved.get("mode")
+    if asked:
+        if asked not in _MODES:
+            raise ValueError(f"WANDB_MODE is {asked!r}: choose online, offline or disabled")
+        return asked
     if any(os.environ.get(key) for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or saved.get("api_key"):
         return "online"
     server = os.environ.get("WANDB_BASE_URL") or saved.get("base_url") or "https://api.wandb.ai"
@@ -79,6 +86,10 @@ def _say_offline() -> None:
     _LOGGER.warning("no W&B account at hand: logging offline into %s (`wandb login` first to upload)", _folder())
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def _never_fails(method: Callable[Concatenate["Tracker", _P], None]) -> Callable[Concatenate["Tracker", _P], None]:
     """Turn any exception of a Tracker's method into one warning, and switch the tracker off."""
 
@@ -89,8 +100,10 @@ def _never_fails(method: Callable[Concatenate["Tracker", _P], None]) -> Callable
         except Exception as error:
             self._run = None
             _open.discard(self)
-            reason = next(iter(str(error).splitlines()), "")
-            _LOGGER.warning("W&B is off for the rest of this run: %s: %s", type(error).__name__, reason)
+            _LOGGER.warning("W&B is off for the rest of this run: %s", _reason(error))
+            if not _open:  # W&B's own end of a service that is gone would show a traceback as the process ends
+                with suppress(Exception):
+                    sys.modules["wandb"].teardown()
 
     return guarded
 
@@ -104,6 +117,7 @@ class Tracker:
 
     def __init__(self) -> None:
         self._run: Any = None
+        self._full = False
 
     @_never_fails
     def start(
@@ -137,6 +151,7 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Log one step; metrics that are None are left out."""
         if self._run is not None:
+            self._check_room()
             self._run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
 
     @_never_fails
@@ -152,6 +167,17 @@ class Tracker:
         _open.discard(self)
         if run is not None:
             run.finish(exit_code=exit_code)
+            self._check_room()
+
+    def _check_room(self) -> None:
+        """Warn once of a full disk, of which W&B's own process says nothing."""
+        with suppress(OSError):
+            room = os.statvfs(_folder())
+            if room.f_bavail * room.f_frsize < _ROOM and not self._full:
+                self._full = True
+                _LOGGER.warning(
+                    "no space left in %s: W&B's log of this run is incomplete, its record is not", _folder()
+                )
 
 
 def _init(mode: str, options: dict[str, Any]) -> Any:
@@ -177,8 +203,7 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
     except Exception as error:
         if mode != "online":
             raise
-        reason = next(iter(str(error).splitlines()), "")
-        _LOGGER.warning("W&B cannot start online (%s): logging offline, `wandb sync` uploads it later", reason)
+        _LOGGER.warning("W&B cannot start online (%s): logging offline, `wandb sync` uploads it later", _reason(error))
         # the failed start still holds the run's id
         if _open:  # teardown would end these runs too
             options = {**options, "id": f"{options['id']}-offline"}
