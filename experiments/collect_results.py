@@ -6,17 +6,16 @@
 ./experiments/collect_results.py results --plots results/plots/all
 """
 
-import argparse
 import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import records
 from records import Group
-from sweep import say
+from sweep import ArgumentParser, say
 from tables import TASKS, Metric, Row, Summary, Table, tables_of
 
 LEGEND = (
@@ -99,14 +98,6 @@ def _csv_line(table: Table, row: Row, metric: Metric) -> list[Any]:
         *(statuses.count("failed"), statuses.count("running")),
         *((published.value, published.caveat) if published else ("", "")),
     ]
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def parser() -> ArgumentParser:

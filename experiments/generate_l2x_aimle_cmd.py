@@ -73,10 +73,23 @@ def main(argv: list[str] | None = None) -> int:
     """Print the lines."""
     flags = sweep.parser("Command lines of learning to explain, one per seed.", TASK)
     add = flags.add_argument_group("settings").add_argument
-    add("--aspects", nargs="+", type=int, choices=tuple(SUBSET_SIZES), default=tuple(SUBSET_SIZES), help="aspects")
+    add(
+        "--aspects",
+        nargs="+",
+        type=sweep.number(int, 0, 3),
+        choices=tuple(SUBSET_SIZES),
+        default=tuple(SUBSET_SIZES),
+        help="aspects",
+    )
     add("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="methods; all by default")
-    add("--select-k", nargs="+", type=int, choices=(5, 10, 15), help="words that are selected, where not as published")
-    add("--epochs", type=sweep.positive, default=20, help="passes over the reviews (default 20, as published)")
+    add(
+        "--select-k",
+        nargs="+",
+        type=sweep.positive_int,
+        choices=(5, 10, 15),
+        help="words that are selected, where not as published",
+    )
+    add("--epochs", type=sweep.positive_int, default=20, help="passes over the reviews (default 20, as published)")
     return sweep.main(flags, TASK, lambda args: sweep.jobs_of(settings(args), TASK, SCRIPT, args), argv)
 
 

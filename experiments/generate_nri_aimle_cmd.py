@@ -92,8 +92,15 @@ def main(argv: list[str] | None = None) -> int:
     add = flags.add_argument_group("settings").add_argument
     add("--baselines", action="store_true", help="SST, I-MLE and STE too, with settings of ours")
     add("--methods", nargs="+", choices=("aimle", "sst", "imle", "ste"), help="these methods and no others")
-    add("--timesteps", nargs="+", type=int, choices=tuple(LENGTHS), default=tuple(LENGTHS), help="numbers of frames T")
-    add("--iterations", type=sweep.positive, help="training steps, where not the published 50000")
+    add(
+        "--timesteps",
+        nargs="+",
+        type=sweep.positive_int,
+        choices=tuple(LENGTHS),
+        default=tuple(LENGTHS),
+        help="numbers of frames T",
+    )
+    add("--iterations", type=sweep.positive_int, help="training steps, where not the published 50000")
     return sweep.main(flags, TASK, lambda args: sweep.jobs_of(settings(args), TASK, SCRIPT, args), argv)
 
 

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = sweep.parser("Command lines of the discrete variational autoencoder, one per seed.", TASK)
     add = flags.add_argument_group("settings").add_argument
     add("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="methods; all by default")
-    add("--epochs", type=sweep.positive, default=100, help="passes over the images (default 100, as published)")
+    add("--epochs", type=sweep.positive_int, default=100, help="passes over the images (default 100, as published)")
     return sweep.main(flags, TASK, lambda args: sweep.jobs_of(settings(args), TASK, SCRIPT, args), argv)
 
 

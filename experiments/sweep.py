@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import io
 import itertools
 import os
 import re
@@ -19,10 +20,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package beside this folder, wherever else it may be installed
+from aaai23.harness.config import ArgumentParser, number, path_text, positive_int  # noqa: E402
+
 ARRAY_LIMIT = 1000  # tasks of an array that Slurm accepts unless its administrator says otherwise
 CLIS = {"l2x": "aaai23.l2x.cli", "vae": "aaai23.dvae.cli", "nri": "aaai23.nri.cli"}
 SWITCH = None
@@ -101,8 +104,13 @@ def command(job: Job, python: str = "python3", group: str | None = None) -> str:
         group: W&B's group; the scripts choose the job's name if None.
 
     Raises:
-        ValueError: an argument holds a line break.
+        ValueError: an argument holds a line break, or the name of a folder is too long.
     """
+    for name in {*job.record.parts, *job.log.parts}:
+        length = len(os.fsencode(name))
+        if length > 255:
+            told = f"a folder {name[:20]}... would have a name of {length} bytes, more than the 255 that can be"
+            raise ValueError(f"{told}: it is made of the setting and the last folder of --data-dir; shorten that")
     grouping = "" if group is None else f"WANDB_RUN_GROUP={shlex.quote(group)} "
     run = shlex.join([python, f"./cli/{job.script}", *job.arguments()])
     log, folder = shlex.quote(str(job.log)), shlex.quote(str(job.log.parent))
@@ -161,7 +169,7 @@ def slurm_script(lines: Sequence[str], name: str, logs: Path | str, options: Map
         "array": f"0-{len(lines) - 1}" + (f"%{most}" if most else ""),
         "requeue": SWITCH,
         "open-mode": "append",
-        "output": f'"{logs}/%x-%A_%a.out"',
+        "output": f'"{str(logs).replace("%", "%%")}/%x-%A_%a.out"',
         **given,
     }
     directives = [f"#SBATCH --{key}" + ("" if value is SWITCH else f"={value}") for key, value in header.items()]
@@ -175,14 +183,6 @@ def slurm_script(lines: Sequence[str], name: str, logs: Path | str, options: Map
         'exec bash -c "$line"',
     ]
     return "\n".join(["#!/bin/bash", *directives, *body])
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def parser(description: str, task: str) -> ArgumentParser:
@@ -199,7 +199,7 @@ def parser(description: str, task: str) -> ArgumentParser:
         allow_abbrev=False,
     )
     add = result.add_argument_group("runs").add_argument
-    add("--seeds", type=positive, default=10, help="number of seeds, from 0 up (default 10)")
+    add("--seeds", type=number(int, 1, 10_000), default=10, help="number of seeds, from 0 up (default 10)")
     add("--pending", action="store_true", help="leave out runs whose record says finished")
     add("--data-dir", type=_word, default="data", help="folder of the data (default data)")
     add("--results-dir", type=_word, default="results", help="folder of all records (default results)")
@@ -210,22 +210,15 @@ def parser(description: str, task: str) -> ArgumentParser:
     add("--format", choices=("lines", "slurm"), default="lines", help="lines for a shell, or a script for sbatch")
     add("--time", type=_slurm_word, help="slurm: time limit of a run, such as 04:00:00")
     add("--mem", type=_slurm_word, help="slurm: memory of a run, such as 8G")
-    add("--cpus", type=positive, help="slurm: CPU cores of a run")
-    add("--gpus", type=positive, help="slurm: GPUs of a run")
+    add("--cpus", type=positive_int, help="slurm: CPU cores of a run")
+    add("--gpus", type=positive_int, help="slurm: GPUs of a run")
     add("--partition", type=_slurm_word, help="slurm: where to run")
-    add("--max-parallel", type=positive, help="slurm: runs at the same time")
+    add("--max-parallel", type=positive_int, help="slurm: runs at the same time")
     return result
 
 
-def positive(text: str) -> int:
-    """Return the whole number of at least 1 that `text` spells; the type of a flag."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
 def _word(text: str) -> str:
-    if not text or not text.isprintable():
+    if not path_text(text).isprintable():
         raise argparse.ArgumentTypeError(f"expected text on one line, got {text!r}")
     return text
 
@@ -267,6 +260,8 @@ def write(jobs: Iterable[Job], task: str, args: argparse.Namespace) -> str:
     if len(lines) > ARRAY_LIMIT:
         print(f"{len(lines)} runs: many clusters allow {ARRAY_LIMIT} in an array; choose fewer", file=sys.stderr)
     logs = ROOT / (args.logs or args.results_dir) / "slurm"
+    if {'"', "\\"} & set(str(logs)):
+        raise ValueError(f"Slurm has no spelling for {logs}, with a quote or a backslash in it; choose other --logs")
     logs.mkdir(parents=True, exist_ok=True)
     options = {
         "time": args.time,
@@ -303,9 +298,19 @@ def main(
 
 
 def say(text: str) -> None:
-    """Print to stdout; a reader that has gone, as `| head` does, has seen what it wanted."""
+    """Print to stdout; a reader that has gone, as `| head` does, has seen what it wanted.
+
+    Letters that stdout has no code for are escaped.
+
+    Raises:
+        SystemExit: there is no room for it.
+    """
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise SystemExit(f"cannot print: {error.strerror}") from None

@@ -236,6 +236,15 @@ def test_an_array_of_real_runs_finishes_and_a_requeued_task_resumes(cluster, sam
     assert array(sample, results, "--pending") == ""
 
 
+def test_a_folder_may_be_named_as_slurms_own_patterns_are(cluster, sample, tmp_path):
+    results = tmp_path / "50%u 100%% %j%x"
+    job = cluster.submit(array(sample, results, sweep="--aspects 3 --methods imle --seeds 1 --epochs 1"))
+    cluster.wait_until_empty(90)
+    assert [path.name for path in (results / "slurm").iterdir()] == [f"l2x-sweep-{job}_0.out"]
+    assert [path.name for path in tmp_path.iterdir()] == [results.name]
+    assert [read(path)["status"] for path in results.rglob("seed0.json")] == ["finished"]
+
+
 def test_a_failing_line_fails_its_task_of_the_array_and_no_other(cluster, sample, tmp_path):
     results = tmp_path / "results"
     script = array(sample, results, sweep="--aspects 3 --methods imle --seeds 2 --epochs 1")
