@@ -214,7 +214,11 @@ class Run:
     def finish(self, **final: Any) -> None:
         """Say that the run is finished, with its final metrics."""
         self.record.status, self.record.final = "finished", metrics(final)
-        self._write()
+        try:
+            self._write()
+        except BaseException:  # the file says that it runs, and has to say that it failed
+            self.record.status, self.record.final = "running", None
+            raise
         self._tracker.summarise(self.record.final)
 
     # ---- steps
