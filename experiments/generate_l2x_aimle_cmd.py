@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--aspects",
         nargs="+",
-        type=sweep.number(int, 0, 3),
+        type=sweep.number(int, 0, 10**9),
         choices=tuple(SUBSET_SIZES),
         default=tuple(SUBSET_SIZES),
         help="aspects",
