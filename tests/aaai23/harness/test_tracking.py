@@ -247,3 +247,33 @@ def test_disabled_wandb_is_not_imported(tmp_path):
         print([name for name in sys.modules if name.split(".")[0] == "wandb"])
     """
     assert outcome(start(code, tmp_path, WANDB_MODE="disabled")) == (0, "[]\n", "")
+
+
+def test_a_mode_that_does_not_exist_is_said_and_fails_no_run(tmp_path, fake_wandb, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with run_of(tmp_path) as run:
+        take(run, [1.0])
+        run.finish()
+    (line,) = caplog.messages
+    assert "WANDB_MODE is 'nonsense': choose online, offline or disabled" in line and fake_wandb.init == []
+
+
+def test_a_full_disk_is_said_once(tmp_path, fake_wandb, monkeypatch, caplog):
+    monkeypatch.setattr(tracking.os, "statvfs", lambda path: types.SimpleNamespace(f_bavail=3, f_frsize=4096))
+    with run_of(tmp_path) as run:
+        take(run, [1.0, 1.0])
+        run.finish()
+    assert [line.split(":")[0] for line in caplog.messages] == ["no space left in wandb"] and len(fake_wandb.log) == 2
+
+
+def test_a_service_that_is_gone_is_torn_down_before_the_process_ends(tmp_path, fake_wandb, monkeypatch):
+    def gone(*args, **kwargs):
+        raise ConnectionResetError("Connection lost")
+
+    torn = []
+    fake_wandb.module.teardown = lambda: torn.append(True)
+    monkeypatch.setattr(fake_wandb.run, "log", gone)
+    with run_of(tmp_path) as run:
+        take(run, [1.0])
+        run.finish()
+    assert torn == [True] and finished(run.identity)
