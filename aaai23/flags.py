@@ -9,7 +9,7 @@ from typing import Any
 from aaai23.harness.config import SWITCH, non_negative_float, positive_float, setting
 
 NOISES = ("none", "sog", "gumbel")
-TARGETS = ("standard", "adaptive")
+TARGETS = ("standard", "adaptive", "auto")
 
 method = partial(setting, group="method")
 
@@ -22,7 +22,8 @@ def symmetric_perturbation(**switch: Any) -> Any:
 
 def target(methods: tuple[str, ...]) -> Any:
     """Return `--aimle-target`."""
-    return method("standard", "--aimle-target", choices=TARGETS, methods=methods, help="where lambda comes from")
+    explained = "where lambda comes from: fixed, adaptive as published, or auto, which reads none of the flags below"
+    return method("standard", "--aimle-target", choices=TARGETS, methods=methods, help=explained)
 
 
 def perturbation_size(methods: tuple[str, ...], default: float) -> Any:
@@ -66,6 +67,6 @@ def ste_noise_temperature() -> Any:
 
 def no_gradient(config: Any) -> Iterable[str]:
     """Yield a refusal of a lambda that is zero and stays so: no gradient would reach what is before the solver."""
-    stays = config.target == "standard" or config.beta_update_step == 0
+    stays = config.target == "standard" or (config.target == "adaptive" and config.beta_update_step == 0)
     if config.method in ("imle", "aimle", "imletopk") and config.perturbation_size == 0 and stays:
         yield "--imle-lambda 0 that does not adapt gives no gradient: raise it, or give --aimle-target adaptive"

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
 from imle.imle import imle
 from imle.layers import MAPLayer, RelaxedLayer
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
@@ -88,6 +89,7 @@ TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
         target_norm=settings.target_norm,
         exact_scaling=settings.exact_scaling,
     ),
+    "auto": lambda settings: AutoTargetDistribution(),
 }
 
 
@@ -95,7 +97,7 @@ Layer = MAPLayer | RelaxedLayer
 
 
 def aimle_layer(structure: Structure, settings: Settings) -> Layer:
-    """AIMLE: forward or central differences, with the standard or the adaptive target."""
+    """AIMLE: forward or central differences, with any target."""
     central = settings.symmetric_perturbation
     return MAPLayer(structure.solve, aimle(symmetric_perturbation=central, **_perturbation(structure, settings)))
 

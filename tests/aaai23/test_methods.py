@@ -266,3 +266,16 @@ def test_a_relaxed_layer_of_temperature_zero_is_refused(method):
     layer.temperature = 0.0
     with pytest.raises(ValueError, match="temperature"):
         layer(torch.zeros(2, 3))
+
+
+def test_the_target_without_numbers_reads_none_of_the_flags_of_the_others():
+    def gradient(**settings):
+        torch.manual_seed(0)
+        layer = METHODS["aimle"](k_subsets(3), MethodSettings(target="auto", noise="gumbel", **settings))
+        theta = torch.randn(4, 9).requires_grad_()
+        (layer(theta) - torch.rand(4, 9)).square().sum().backward()
+        return theta.grad
+
+    plain = gradient()
+    assert plain.ne(0).any(dim=1).all()
+    assert torch.equal(plain, gradient(perturbation_size=7.0, beta_update_step=0.0, target_norm=9.0))
