@@ -16,7 +16,7 @@ class AutoTargetDistribution(BaseTargetDistribution):
 
         lambda = a ||dy||_1 / ||dy||_2^2,   a = 4 R^(-1/2) sqrt(var(theta) + sigma^2)
 
-    The mean of the step's entries, weighted by |dy|, is a: one that is large enough to change most solutions. More
+    The mean of the step's entries, weighted by `|dy|`, is a: one that is large enough to change most solutions. More
     solutions R of an instance make less noise, so the step is smaller, and less biased. The variance is that of the
     instance's entries; sigma is the root mean square of tau' eps. There is no state and nothing to tune: the gradient
     goes with the scale of the loss, and the gradient of an instance does not depend on the others of the batch.
