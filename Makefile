@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest check bench data dist publish clean
+.PHONY: demo test test-oldest check docs bench data dist publish clean
 
 demo: $(READY)
 	./get_data.sh sample
@@ -23,6 +23,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, without a network; warnings are errors.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs docs/_build
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
@@ -38,7 +42,7 @@ publish: dist
 	$(BIN)/python -m twine upload dist/*
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) dist docs/_build .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -48,6 +48,13 @@ def show_formulas(app, what, name, obj, options, lines):
     lines[:] = shown
 
 
+def stay_in_the_site(app, page, source):
+    """Let links to files of the repository that have a page here lead to it."""
+    for file, here in (("data/README", "data"), ("CONTRIBUTING", "contributing")):
+        source[0] = source[0].replace(f"../{file}.md)", f"{here}.md)")
+
+
 def setup(app):
-    """Put our reading of docstrings before napoleon's."""
+    """Connect the two; our reading of docstrings comes before napoleon's."""
+    app.connect("source-read", stay_in_the_site)
     app.connect("autodoc-process-docstring", show_formulas, priority=400)

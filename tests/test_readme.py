@@ -1,9 +1,12 @@
-"""README and docs: every path, command, flag, link and example in them is right."""
+"""README, the site's pages, CONTRIBUTING: every path, command, flag, link and example in them is right."""
 
 import ast
 import contextlib
 import io
+import os
+import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import imle
 from aaai23.harness.config import refuse
 from tests.experiments.lines import GENERATORS, PUBLISHED, cli_of, sweep
 
@@ -19,7 +23,8 @@ import collect_results  # isort: skip  # experiments/ is no package: `lines` has
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (README, *ROOT.glob("docs/*.md"))}
+PATHS = (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PATHS}
 each_page = pytest.mark.parametrize("page", PAGES)
 MADE = ("data/sample",)  # by get_data.sh
 SCRIPTS = {f"./cli/{cli_of(task).SCRIPT}": task for task in GENERATORS}
@@ -75,10 +80,46 @@ def test_every_link_and_picture_is_there(page):
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
 
 
-def test_readme_leads_to_every_page_and_shows_the_demos_picture():
-    targets = set(re.findall(r"\]\(([^)#:]+)\)", PAGES["README.md"]))
-    assert set(PAGES) - {"README.md"} | {"docs/demo.png", "data/README.md"} <= targets
+def led_to(page):
+    """Return the files of the repository to which a page leads."""
+    targets = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
+    return {os.path.normpath((ROOT / page).parent / target).removeprefix(f"{ROOT}/") for target in targets}
+
+
+def test_readme_or_the_index_leads_to_every_page():
+    of_the_site_alone = {"docs/data.md", "docs/contributing.md"}  # they show what the index leads to
+    listed = set(re.findall(r"^api/\w+", PAGES["docs/api.md"], flags=re.MULTILINE))
+    led = led_to("README.md") | led_to("docs/index.md") | {f"docs/{name}.md" for name in listed}
+    assert set(PAGES) - {"README.md"} - of_the_site_alone | {"data/README.md"} <= led
+    assert "docs/index.md" in led_to("README.md")
+
+
+def test_the_index_names_the_pages_in_the_order_of_the_contents():
+    hidden = "".join(re.findall(r"```{toctree}(.*?)```", PAGES["docs/index.md"], flags=re.DOTALL))
+    contents = [line for line in hidden.splitlines() if line and not line.startswith(":")]
+    named = [target.removesuffix(".md") for target in re.findall(r"^- \[.*?\]\((.*?)\)", PAGES["docs/index.md"], flags=re.M)]
+    assert contents == [{"../data/README": "data", "../CONTRIBUTING": "contributing"}.get(name, name) for name in named]
+
+
+def test_the_api_has_every_public_module():
+    named = {module for page in PAGES for module in re.findall(r"automodule:: ([\w.]+)", PAGES[page])}
+    found = {"imle", *(module.name for module in pkgutil.walk_packages(imle.__path__, "imle."))}
+    assert named == {name for name in found if "._" not in name}
+
+
+def test_readme_shows_the_demos_picture():
+    assert "docs/demo.png" in led_to("README.md")
     assert (ROOT / "docs/demo.png").stat().st_size < 150_000
+
+
+def test_the_pictures_of_the_idea_are_small_and_can_be_drawn_again(tmp_path):
+    runpy.run_path(str(ROOT / "docs/pictures.py"))["draw"](tmp_path)
+    shown = {target for target in led_to("docs/idea.md") if target.startswith("docs/pictures/")}
+    assert shown == {f"docs/pictures/{path.name}" for path in tmp_path.iterdir()}
+    for picture in shown:
+        drawn, there = (path.read_text(encoding="utf-8") for path in (tmp_path / Path(picture).name, ROOT / picture))
+        assert len(there) < 60_000
+        assert re.findall(r"<text.*?>(.*?)</text>", drawn) == re.findall(r"<text.*?>(.*?)</text>", there)
 
 
 @each_page
@@ -157,6 +198,9 @@ def test_the_benchmarks_have_the_names_and_flags_that_their_page_gives(monkeypat
     assert set(re.findall(r"--\w+", command)) <= set(re.findall(r"--\w+", help_of(run.main)))
 
 
+WITH_EXAMPLES = [page for page in PAGES if "```python" in PAGES[page]]
+
+
 def python_of(page):
     """Run the examples of a page in order; returns the names that they leave."""
     namespace = {}
@@ -170,12 +214,16 @@ def test_the_example_of_readme_learns_the_subset_that_it_says(capsys):
     assert capsys.readouterr().out == "tensor([[1, 4, 7]])\n"
 
 
+def test_the_start_begins_with_the_example_of_readme_and_its_network_learns(capsys):
+    first = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+    assert first.search(PAGES["docs/start.md"])[1] == first.search(PAGES["README.md"])[1]
+    assert python_of("docs/start.md")["right"] > 0.9
+    assert capsys.readouterr().out.startswith("tensor([[1, 4, 7]])\n")
+
+
 def test_the_examples_of_the_librarys_page_run():
     names = python_of("docs/library.md")
     theta = torch.randn(3, 5, requires_grad=True)
-    for _ in range(3):
-        names["differentiable_solver"](theta).square().sum().backward()
-    assert names["target_distribution"].beta > 0
     mask = torch.tensor([True, True, True, True, False]).expand(3, 5)
     assert names["select_two"](theta, mask).shape == (12, 5)
     assert names["straight_through"](theta).sum() == 6
@@ -187,14 +235,44 @@ def test_the_examples_of_the_librarys_page_run():
         torch.testing.assert_close(solutions.sum(1), torch.tensor([9.0, 9.0]))
 
 
+def test_the_examples_of_solvers_of_ones_own_run():
+    names = python_of("docs/your-solver.md")
+    theta, lengths = names["padded"], names["lengths"]
+    assert names["theta"].grad.shape == (3, 5)
+    assert torch.equal(names["z"].sum(dim=1), torch.full((2,), 3.0))  # one of each of three
+    z = names["aimle"](names["select_two_of"], nb_samples=2)(theta, lengths)
+    assert torch.equal(z.sum(dim=1), torch.full((6,), 2.0))
+    assert not (z * (torch.arange(5) >= lengths[:, None]).repeat_interleave(2, dim=0)).any()
+    assert names["warm"].shape == (6, 5)
+    costs = torch.rand(2, 4, 4, requires_grad=True)
+    assert torch.equal(names["cheapest"](costs)[:, 0, 0], torch.ones(2))
+    with pytest.warns(UserWarning, match="infeasible"):
+        answer = names["aimle"](names["careful"], noise_distribution=None)(torch.tensor([[1.0, -2.0], [2.0, -1.0]]))
+    assert names["careful"].failed.tolist() == [True, False] and torch.equal(answer[1], torch.tensor([1.0, 0.0]))
+
+
 def test_the_example_of_the_solvers_page_runs():
     paths = python_of("docs/solvers.md")["z"]
     assert torch.equal(paths.sum(dim=1), torch.full((32,), 8.0))
 
 
-RUN = ("README.md", "docs/library.md", "docs/solvers.md")
+def test_the_example_of_gathered_rows_has_a_gradient():
+    names = python_of("docs/questions.md")
+    assert names["chosen"].shape == (2, 3, 4) and names["theta"].grad.any()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN])
-def test_no_other_page_has_an_example_that_no_test_runs(page):
-    assert "```python" not in PAGES[page]
+def test_the_example_of_several_processes_runs_in_one(monkeypatch):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        names = python_of("docs/data_parallel.md")
+        assert names["target"].beta != 0.5 and next(names["model"].parameters()).grad.any()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+RUN = {"README.md"} | {f"docs/{name}.md" for name in "start library your-solver solvers questions data_parallel".split()}
+
+
+def test_no_page_has_an_example_that_no_test_runs():
+    assert set(WITH_EXAMPLES) == RUN
