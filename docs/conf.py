@@ -32,6 +32,7 @@ viewcode_line_numbers = True
 
 html_theme = "furo"
 html_title = project
+html_static_path = html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -42,8 +43,8 @@ def show_formulas(app, what, name, obj, options, lines):
     for before, line in zip(["", *lines], lines):
         starts = not before.strip() and line.startswith("    ") and not line.lstrip().startswith(">>>")
         last = next((earlier for earlier in reversed(shown) if earlier.strip()), "")
-        if starts and not last.startswith(" ") and last != "::":
-            shown += ["::", ""]
+        if starts and not last.startswith(" ") and not last.startswith(".. "):
+            shown += [".. code-block:: text", ""]
         shown.append(line)
     lines[:] = shown
 

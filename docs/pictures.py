@@ -56,11 +56,11 @@ def perturbed_paths() -> Figure:
     drawn, axes = figure(5, height=2.25)
     shown = [("theta", theta[0]), *((f"theta + eps, draw {n + 1}", cost) for n, cost in enumerate(costs))]
     for axis, (title, cost) in zip(axes[0], shown):
-        axis.imshow(cost, cmap="Greys", vmin=2, vmax=12)
+        axis.imshow(cost.numpy(), cmap="Greys", vmin=2, vmax=12)
         row, column = shortest_path(cost.unsqueeze(0))[0].nonzero(as_tuple=True)
         axis.scatter(column, row, s=22, color=ORANGE)
         axis.set_title(title)
-    axes[0, 4].imshow(paths.mean(dim=0), cmap="Oranges")
+    axes[0, 4].imshow(paths.mean(dim=0).numpy(), cmap="Oranges")
     axes[0, 4].set_title("mean of 1,000 paths")
     for axis in axes[0]:
         axis.set(xticks=[], yticks=[])
@@ -91,7 +91,7 @@ def difference() -> Figure:
             (row[3], parameters.grad, None),
         ):
             colours = [GREY if chosen is None or not one else ORANGE for one in (z if chosen is None else chosen)[0]]
-            axis.bar(range(8), values[0].detach(), color=BLUE if chosen is None else colours)
+            axis.bar(range(8), values[0].tolist(), color=BLUE if chosen is None else colours)
             axis.axhline(0, color="black", linewidth=0.6)
             axis.set(xticks=[])
         row[0].set_ylabel(f"lambda = {step:g}")
@@ -147,11 +147,11 @@ def chords() -> Figure:
 
 def adapting() -> Figure:
     """Draw how beta and lambda move in training, where the loss is multiplied by 1,000 half way."""
-    steps, half, every = 800, 400, 8
+    steps, half, every = 400, 200, 4
     drawn, (axes,) = figure(3, height=2.7)
     for wanted, colour in ((1.0, BLUE), (4.0, ORANGE)):
         torch.manual_seed(0)
-        target = AdaptiveTargetDistribution(initial_beta=0.0, beta_update_step=5e-3, target_norm=wanted)
+        target = AdaptiveTargetDistribution(initial_beta=0.0, beta_update_step=1e-2, target_norm=wanted)
         sizes: list[float] = []
         remember(target, sizes)
         layer = aimle(
