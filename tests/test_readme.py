@@ -76,13 +76,13 @@ def test_every_path_exists(page):
 
 @each_page
 def test_every_link_and_picture_is_there(page):
-    targets = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", PAGES[page])
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
 
 
 def led_to(page):
     """Return the files of the repository to which a page leads."""
-    targets = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", PAGES[page])
     return {os.path.normpath((ROOT / page).parent / target).removeprefix(f"{ROOT}/") for target in targets}
 
 
@@ -157,7 +157,8 @@ def test_the_commands_of_readme_compute_what_the_papers_commands_compute():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_commands_in_a_scripts_docstring_are_accepted(script):
-    found = [line for line in indented(ast.get_docstring(ast.parse((ROOT / script).read_text()), clean=False)) if script in line]
+    text = ast.get_docstring(ast.parse((ROOT / script).read_text()), clean=False)
+    found = [line for line in indented(text) if script in line]
     assert found
     for command in found:
         words = words_of(command)
