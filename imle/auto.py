@@ -19,14 +19,14 @@ class AutoTargetDistribution(BaseTargetDistribution):
     The mean of the step's entries, weighted by `|dy|`, is a: one that is large enough to change most solutions. More
     solutions R of an instance make less noise, so the step is smaller, and less biased. The variance is that of the
     instance's entries; sigma is the root mean square of tau' eps. There is no state and nothing to tune: the gradient
-    goes with the scale of the loss, and the gradient of an instance does not depend on the others of the batch.
+    goes with the scale of the loss, and that of an instance depends on neither theta nor dy of the others of the batch.
 
     It is the default of `aimle` and `imle` where neither a target nor a noise is named. Where the loss is curved (a
     large step away, dy is another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule,
     `TargetDistribution` a step of your own.
 
     An instance whose dy is zero has lambda 0 and no gradient; so has one without noise of which all entries are equal.
-    Entries that no solution can take (masks such as -inf or -1e9) count as 0 in the variance.
+    Entries that no solution can take (masks such as -inf or -1e9) count for nothing in the variance.
 
     Example:
         >>> target = AutoTargetDistribution()
@@ -37,14 +37,22 @@ class AutoTargetDistribution(BaseTargetDistribution):
 
     alpha = 1.0
 
-    def perturbation_size(self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Return lambda `[B, 1, ...]` from theta `[B, ...]`, dy `[B, R, ...]` and sigma, 0-dimensional."""
+    def perturbation_size(
+        self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0, walled: Tensor | None = None
+    ) -> Tensor:
+        """Return lambda `[B, 1, ...]`.
+
+        Args:
+            theta: `[B, ...]`.
+            dy: `[B, R, ...]`.
+            sigma: of the noise, 0-dimensional.
+            walled: `[B, ...]`, which entries of theta are masks; None where none is.
+        """
         if not dy.numel():
             return dy.new_zeros(dy.shape[0], *[1] * (dy.dim() - 1))
         dtype = torch.promote_types(dy.dtype, torch.float32)
         values = theta.flatten(1).to(dtype)
-        # a single entry has no spread, and its own size is all there is to go by
-        variance = values.var(dim=1, correction=0) if values.shape[1] > 1 else values.square().squeeze(1)
+        variance = _variance(values, None if walled is None else ~walled.flatten(1))
         step = _STEP * dy.shape[1] ** -0.5 * (variance + sigma**2).sqrt()
         # in units of the largest entry, so that squares of tiny or huge numbers are no trouble
         magnitude = dy.flatten(1).abs().to(dtype)
@@ -59,3 +67,14 @@ class AutoTargetDistribution(BaseTargetDistribution):
         """Return the difference divided by lambda, zero where lambda is zero."""
         inverse = torch.where(perturbation_size > 0, 1.0 / perturbation_size, 0.0)
         return times(difference, inverse.clamp(max=largest_factor(difference)))
+
+
+def _variance(values: Tensor, seen: Tensor | None) -> Tensor:
+    """Return the variance of each instance `[B]`, of the entries that are seen."""
+    if seen is None and values.shape[1] > 1:
+        return values.var(dim=1, correction=0)
+    seen = torch.ones_like(values, dtype=torch.bool) if seen is None else seen
+    values, count = values.masked_fill(~seen, 0.0), seen.sum(dim=1, keepdim=True)
+    # a single entry has no spread, and its own size is all there is to go by
+    mean = torch.where(count > 1, values.sum(dim=1, keepdim=True) / count, 0.0)
+    return ((values - mean).masked_fill(~seen, 0.0).square().sum(dim=1, keepdim=True) / count.clamp(min=1)).squeeze(1)

@@ -85,7 +85,7 @@ class FiniteDifference(PerturbAndMAP):
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         counted = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
-        size = self.size(without_walls(theta, self.sign), noise, counted)
+        size = self.size(theta, noise, counted)
         # lambda dy; theta' is a step against it, or with it for a solver that minimises
         step = times(counted, self.sign * size)
         difference = self.average(self.difference(solve, theta, noise, z, step))
@@ -111,11 +111,14 @@ class FiniteDifference(PerturbAndMAP):
 
     def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor) -> Tensor:
         """Return lambda from theta `[B, ...]`, eps and dy `[B, R, ...]`."""
-        if noise is None or not isinstance(self.target, AutoTargetDistribution):
-            return self.target.perturbation_size(theta, dy)
-        norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
-        sigma = norm * (self.target_noise_temperature / max(noise.numel(), 1) ** 0.5)
-        return self.target.perturbation_size(theta, dy, sigma)
+        walled = walls(theta, self.sign)
+        if not isinstance(self.target, AutoTargetDistribution):
+            return self.target.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
+        sigma: Tensor | float = 0.0
+        if noise is not None:
+            norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
+            sigma = norm * (self.target_noise_temperature / max(noise.numel(), 1) ** 0.5)
+        return self.target.perturbation_size(theta, dy, sigma, walled)
 
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.
@@ -145,16 +148,16 @@ class FiniteDifference(PerturbAndMAP):
         return self.target.alpha == 1 and same_noise
 
 
-def without_walls(theta: Tensor, sign: int) -> Tensor:
-    """Return theta `[B, ...]` with 0 in place of entries that no solution can take, so that its norm is of the others.
+def walls(theta: Tensor, sign: int) -> Tensor | None:
+    """Return which entries of theta `[B, ...]` no solution can take, None where a glance finds none.
 
-    Such walls are masks: -inf, -1e9 or the least number of the dtype for a solver that maximises (`sign` 1), the same
+    They are masks: -inf, -1e9 or the least number of the dtype for a solver that maximises (`sign` 1), the same
     with the other sign for one that minimises. An entry counts as one if it is a thousand or more on the side that
     the solver avoids, and a factor of ten is empty between it and the scale of the best entries of the instances.
     """
     least = 10.0**_LEAST_WALL
     if not theta.numel() or (host_may_wait(theta) and (-theta.min() if sign > 0 else theta.max()) < least):
-        return theta
+        return None
     disliked = -sign * theta
     magnitude = theta.abs().to(torch.promote_types(theta.dtype, torch.float32))
     decade = magnitude.log10().nan_to_num(posinf=_DECADES, neginf=0.0).floor().clamp(0, _DECADES).long()
@@ -167,4 +170,4 @@ def without_walls(theta: Tensor, sign: int) -> Tensor:
     powers = torch.arange(_DECADES + 1, device=theta.device)
     free = ~occupied & (powers >= best.clamp(min=_LEAST_WALL - 1))
     first_free = torch.where(free, powers, _DECADES).amin()
-    return theta.masked_fill((disliked >= least) & (decade > first_free), 0.0)
+    return (disliked >= least) & (decade > first_free)

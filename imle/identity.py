@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imle.decorator import decorator
-from imle.finite_difference import without_walls
+from imle.finite_difference import walls
 from imle.one_temperature import OneTemperature
 
 
@@ -94,7 +94,9 @@ class IdentityWithProjection(OneTemperature):
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return which entries are no masks and theta, centred where asked for, both `[B, ...]`, and its length."""
         theta = theta.contiguous()  # sums come out the same for all strides
-        seen = theta.isfinite() & ((without_walls(theta, self.sign) != 0) | (theta == 0))
+        seen, walled = theta.isfinite(), walls(theta, self.sign)
+        if walled is not None:
+            seen &= ~walled
         centred = torch.where(seen, theta, 0.0).to(torch.promote_types(theta.dtype, torch.float32))
         if self.projection != "norm":
             centred = torch.where(seen, centred - _mean(centred, seen, 1), 0.0)

@@ -1,6 +1,7 @@
 """What a call that names no target and no noise does, and that calls that name one keep the published meaning."""
 
 import copy
+import functools
 import math
 import pickle
 import warnings
@@ -175,6 +176,20 @@ def test_walls_count_for_nothing():
     for wall in (-1e4, -1e9, -torch.inf):
         gradients.append(gradient(auto(eps), theta.index_fill(1, torch.tensor(0), wall), dy))
     assert gradients[0].any() and torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("wall", [-1e4, -1e9, -torch.inf])
+@pytest.mark.parametrize("function", [auto, functools.partial(auto, _is_minimization=True)])
+def test_masked_entries_change_nothing_for_the_others_wherever_these_lie(function, wall):
+    theta, dy = 20 + torch.randn(4, 5), torch.randn(4, 5)
+    estimator, sign = function(), 1 if function is auto else -1
+    wide = torch.cat([sign * theta, torch.full((4, 30), sign * wall)], dim=1)
+    wide_dy = torch.nn.functional.pad(dy.unsqueeze(1), (0, 30))
+    size = estimator.size(wide, None, wide_dy)
+    torch.testing.assert_close(size, estimator.size(sign * theta, None, dy.unsqueeze(1)))
+    wide[1, :4] = sign * wall
+    assert size[1] != estimator.size(wide, None, wide_dy)[1] > 0  # one entry that is left goes by its own size
+    assert torch.equal(size[2], estimator.size(wide, None, wide_dy)[2])
 
 
 @pytest.mark.parametrize("estimator", BARE)
