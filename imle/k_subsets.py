@@ -77,6 +77,9 @@ def marginals(theta: Tensor, k: int) -> Tensor:
         >>> marginals(torch.tensor([[0.0, 0.0, 0.0, -1e9]]), k=2)
         tensor([[0.6667, 0.6667, 0.6667, 0.0000]])
     """
+    if torch.is_inference_mode_enabled():  # where torch.func.grad of older versions is zero
+        with torch.inference_mode(False):
+            return marginals(theta.detach().clone(), k)
     scores, _, _ = _near(theta, k)
     return torch.func.grad(lambda scores: _log_sum(scores, k).sum())(scores).to(theta.dtype)
 

@@ -190,6 +190,8 @@ def test_a_generator_that_is_none_is_told_what_one_is():
 
 
 def test_a_layer_prints_its_solver_and_its_estimator_with_the_options_that_were_given():
-    text = repr(MAPLayer(select_k, aimle(nb_samples=7, symmetric_perturbation=True)))
-    assert "solver=select_k, estimator=AIMLE(nb_samples=7, symmetric_perturbation=True)" in text
-    assert "AdaptiveTargetDistribution(" in text
+    text = repr(MAPLayer(select_k, aimle(target_distribution=None, nb_samples=7, symmetric_perturbation=True)))
+    assert "solver=select_k, estimator=AIMLE(" in text and "nb_samples=7, symmetric_perturbation=True)" in text
+    assert "AdaptiveTargetDistribution(" in text and "generator" not in text
+    text = repr(MAPLayer(select_k, aimle()))  # what a bare call has chosen is shown, too
+    assert "noise_distribution=GumbelNoiseDistribution(" in text and "AutoTargetDistribution(" in text
