@@ -33,7 +33,7 @@ class FenchelYoungLoss(nn.Module):
             default, or any other with noise. All of its S*M draws enter the mean.
 
     Raises:
-        TypeError: the estimator is none that perturbs.
+        TypeError: the estimator is none that perturbs theta.
 
     Example:
         >>> from imle.perturbed import perturbed
@@ -50,11 +50,13 @@ class FenchelYoungLoss(nn.Module):
         estimator = PerturbedOptimiser() if estimator is None else estimator
         if not isinstance(estimator, PerturbAndMAP):
             raise TypeError(f"estimator must be a call such as perturbed(), not {estimator!r}")
+        if getattr(estimator, "projection", None) is not None:
+            raise TypeError("a loss of theta cannot perturb a projection of it: give perturbed(), and project before")
         self.solver, self.estimator = solver, estimator
 
     @eager
     def forward(self, theta: Tensor, z_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss of each instance `[B]`.
+        """Return the loss of each instance `[B]`, 0 where a solver that may skip instances did.
 
         Args:
             theta: `[B, ...]`.
@@ -72,7 +74,9 @@ class FenchelYoungLoss(nn.Module):
         u = self.estimator.perturb(theta, self.estimator.draw_noise(theta))
         with torch.no_grad():
             # .clone(): the solver may overwrite its input
-            z = BoundSolver(self.solver, theta.shape[0], self.estimator.rows, args, kwargs)(u.detach().clone()).clone()
+            solver = BoundSolver(self.solver, theta.shape[0], self.estimator.rows, args, kwargs)
+            z = solver(u.detach().clone()).clone()
         # F(theta) as a function of theta, at the maximisers: its gradient is that of <u, z> (Danskin)
         maximum = inner(u.flatten(0, 1), z.flatten(0, 1)).unflatten(0, z.shape[:2]).mean(dim=1)
-        return self.estimator.sign * (maximum - inner(theta, z_true.detach().to(theta)))
+        loss = self.estimator.sign * (maximum - inner(theta, z_true.detach().to(theta)))
+        return loss if solver.skipped is None else loss.masked_fill(solver.skipped, 0.0)

@@ -96,7 +96,10 @@ class SFE(Estimator[tuple[Tensor, Tensor]]):
         moved = torch.where(theta.isinf(), 0.0, theta.detach() - theta).unsqueeze(1)
         # log p(u; theta) = log rho((u - theta) / tau) - N log tau
         log_density = self.noise_distribution.log_prob(noise + moved / self.tau) - math.log(self.tau)
-        return z, log_density.flatten(2).sum(dim=2).flatten()
+        log_prob = log_density.flatten(2).sum(dim=2)
+        if bound.skipped is not None:  # what was not solved says nothing about theta
+            log_prob = log_prob.masked_fill(bound.skipped.unsqueeze(1), 0.0)
+        return z, log_prob.flatten()
 
     def solved(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return solutions `[B, ...]` that were not drawn, and the logarithm of their probability, zeros `[B]`."""

@@ -106,7 +106,8 @@ class BoundSolver:
     arguments is repeated to match (see `assign`); no argument gets a gradient. The solver owns all memory that it is
     given: it may write on it.
 
-    A solver with an attribute `may_skip` that is true may answer NaN for instances that it could not solve.
+    A solver with an attribute `may_skip` that is true may answer NaN for instances that it could not solve. The host
+    waits for its answers, which such solvers make on the host.
 
     Args:
         solver: parameters `[B*R, ...]` -> solutions of the same shape.
@@ -118,8 +119,12 @@ class BoundSolver:
 
     def __init__(self, solver: Solver, batch_size: int, rows: int, args: tuple, kwargs: dict):
         self.solver, self.batch_size, self.rows, self.args, self.kwargs = solver, batch_size, rows, args, kwargs
-        self.skipped: Tensor | None = None
-        """`[B]`, which instances the solver could not solve in any call so far; None where it solved all of them."""
+        self._skips: list[Tensor] = []
+
+    @property
+    def skipped(self) -> Tensor | None:
+        """Which instances the solver could not solve in any call so far, `[B]`; None where it solved all of them."""
+        return torch.stack(self._skips).any(dim=0) if self._skips else None
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Solve `[B, R, ...]`; the answer has its shape, dtype and device."""
@@ -139,7 +144,9 @@ class BoundSolver:
             return self
         left = iter(tensors)
         args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
-        return BoundSolver(self.solver, self.batch_size, self.rows, args, kwargs)
+        bound = BoundSolver(self.solver, self.batch_size, self.rows, args, kwargs)
+        bound._skips = self._skips
+        return bound
 
     def call(self, theta: Tensor) -> Tensor:
         """Solve tensors with memory behind them, as a solver expects.
@@ -162,8 +169,9 @@ class BoundSolver:
         if tuple(z.shape) != shape:
             raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
         z = z.detach().to(theta)
-        if host_may_wait(z) and not host_sees_finite(z):
-            if not getattr(self.solver, "may_skip", False):
+        may_skip = getattr(self.solver, "may_skip", False)
+        if (may_skip or host_may_wait(z)) and not host_sees_finite(z):
+            if not may_skip:
                 raise FloatingPointError(
                     f"the solver's answer is not finite in {name_rows(~z.isfinite())} of its batch"
                 )
@@ -173,8 +181,7 @@ class BoundSolver:
     def _without_skipped(self, z: Tensor) -> Tensor:
         """Take note of rows that are not finite; return z `[B*R, ...]` with zeros in their place."""
         unsolved = rows_with(~z.isfinite())
-        instances = unsolved.view(self.batch_size, -1).any(dim=1)
-        self.skipped = instances if self.skipped is None else self.skipped | instances
+        self._skips.append(unsolved.view(self.batch_size, -1).any(dim=1))
         return z.masked_fill(unsolved, 0.0)
 
     def _argument(self, value: Any) -> Any:
@@ -217,8 +224,9 @@ class _Solve(ReverseMode):
 
     @staticmethod
     def forward(theta: Tensor, solver: BoundSolver, *tensors: Tensor) -> Tensor:
+        solver = solver.given(tensors)
         try:
-            return solver.given(tensors).call(theta)
+            z = solver.call(theta)
         except RuntimeError as error:
             if "escaped from inside a function being vmapped" not in str(error):
                 raise
@@ -226,6 +234,9 @@ class _Solve(ReverseMode):
                 "the solver uses a tensor over which vmap maps, and was not given it: give it to the solver as an "
                 "argument, solver(theta, tensor)"
             ) from error
+        if solver.skipped is not None:
+            raise RuntimeError("torch.func cannot leave out instances that the solver skipped: take .backward()")
+        return z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from imle._compile import eager
 from imle._numerics import inner
 from imle.perturb_and_map import PerturbAndMAP
-from imle.solver import Solver
+from imle.solver import BoundSolver, Solver
 
 
 class SPOPlusLoss(nn.Module):
@@ -51,7 +51,7 @@ class SPOPlusLoss(nn.Module):
     def forward(
         self, theta: Tensor, theta_true: Tensor, *args: Any, z_true: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return the loss of each instance `[B]`.
+        """Return the loss of each instance `[B]`, 0 where a solver that may skip instances did.
 
         Args:
             theta: predicted parameters `[B, ...]`.
@@ -68,12 +68,17 @@ class SPOPlusLoss(nn.Module):
         for name, value in (("theta_true", theta_true), ("z_true", z_true)):
             if value is not None and value.shape != theta.shape:
                 raise ValueError(f"{name} {tuple(value.shape)} must have the shape of theta, {tuple(theta.shape)}")
+        solver = BoundSolver(self.solver, theta.shape[0], 1, args, kwargs)
         theta_true = theta_true.detach().to(theta)
-        if z_true is None:
-            z_true = self.problem.solve(self.solver, theta_true, args, kwargs)
-        z_true = z_true.detach().to(theta)
+        z_true = self._solved(solver, theta_true) if z_true is None else z_true.detach().to(theta)
         # 2 theta - c; a mask stays one
         beyond = torch.where(theta.isinf(), theta, 2 * theta - theta_true)
-        z = self.problem.solve(self.solver, beyond.detach(), args, kwargs)
+        z = self._solved(solver, beyond)
         # max <2 theta - c, z> - <2 theta - c, z(c)>, which is the difference of the solutions' values
-        return inner(beyond, self.problem.sign * (z - z_true))
+        loss = inner(beyond, self.problem.sign * (z - z_true))
+        return loss if solver.skipped is None else loss.masked_fill(solver.skipped, 0.0)
+
+    @torch.no_grad()
+    def _solved(self, solver: BoundSolver, theta: Tensor) -> Tensor:
+        self.problem.check_theta(theta)
+        return solver(theta.clone(memory_format=torch.contiguous_format).unsqueeze(1)).squeeze(1).clone()

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from imle._compile import REASON, _TAKES_REASON
+from imle._compile import _TAKES_REASON, REASON
 from imle.aimle import aimle
 from imle.imle import imle
 from imle.layers import MAPLayer

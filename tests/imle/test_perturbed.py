@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imle.fenchel_young import FenchelYoungLoss
+from imle.identity import identity
 from imle.noise import GumbelNoiseDistribution, NormalNoiseDistribution, SumOfGammaNoiseDistribution
 from imle.perturbed import perturbed
 from imle.sfe import sfe
@@ -331,3 +332,10 @@ def test_a_loss_refuses_what_does_not_fit(name):
         SPOPlusLoss(3) if name == "SPO+" else FenchelYoungLoss(select_one, ste)
     with pytest.raises(TypeError, match="estimator must be a call"):
         FenchelYoungLoss(select_one, sfe())
+
+
+def test_a_loss_of_theta_refuses_to_perturb_a_projection_of_it():
+    """Its linear term would be of theta, its maximum of the projection: wrong in value and gradient."""
+    with pytest.raises(TypeError, match="projection"):
+        FenchelYoungLoss(select_one, identity(noise_distribution=NormalNoiseDistribution()))
+    FenchelYoungLoss(select_one, identity(projection=None, noise_distribution=NormalNoiseDistribution()))

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from imle.aimle import aimle
+from imle.fenchel_young import FenchelYoungLoss
 from imle.imle import imle
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution
-from imle.sfe import sfe
+from imle.perturbed import perturbed
+from imle.sfe import score_function_loss, sfe
 from imle.solver import shared
 from imle.solvers import select_k
+from imle.spo_plus import SPOPlusLoss
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution
 
@@ -152,6 +155,73 @@ def test_an_instance_that_is_left_out_has_no_gradient_and_no_part_in_the_state(f
         assert target.beta == alone.beta
         torch.testing.assert_close(target.grad_norm, alone.grad_norm)
     assert g[1].eq(0).all() and g[kept].ne(0).any() and g.isfinite().all()
+
+
+@pytest.mark.parametrize("central", [True, False])
+def test_instances_are_left_out_on_an_accelerator_too(no_waiting, central):
+    gradients = []
+    for accelerator in (False, True):
+        if accelerator:
+            no_waiting()
+        torch.manual_seed(0)
+        target, theta = AdaptiveTargetDistribution(initial_beta=4.0), torch.randn(4, 6, requires_grad=True)
+        layer = aimle(LeavesOut([1]), target_distribution=target, symmetric_perturbation=central)
+        (layer(theta) * torch.randn(4, 6)).sum().backward()
+        gradients.append((theta.grad, target.beta, target.grad_norm))
+    assert gradients[0][0].any() and not gradients[0][0][1].any()
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_losses_give_no_gradient_to_what_is_left_out():
+    theta, c = torch.randn(4, 6), torch.randn(4, 6)
+    z_true, kept = select_k(c, 2), [0, 1, 3]
+
+    def score_function(solver, theta):
+        z, log_prob = sfe(solver, nb_samples=3)(theta)
+        losses = (z - 1).square().sum(dim=1)
+        return score_function_loss(losses, log_prob, nb_samples=3).unflatten(0, (-1, 3)).sum(dim=1)
+
+    losses = {
+        "SPO+": lambda solver, theta: SPOPlusLoss(solver)(theta, c),
+        "SPO+, z_true": lambda solver, theta: SPOPlusLoss(solver)(theta, c, z_true=z_true),
+        "Fenchel-Young": lambda solver, theta: FenchelYoungLoss(solver, perturbed(nb_samples=3))(theta, z_true),
+        "score function": score_function,
+    }
+    for name, loss in losses.items():
+        for first_call in (True, False) if name == "SPO+" else (True,):
+            gradients = []
+            rows = slice(6, 7) if name in ("Fenchel-Young", "score function") else 2  # one of three samples
+            for solver in (LeavesOut(rows, first_call), lambda theta: select_k(theta, 2)):
+                torch.manual_seed(1)
+                leaf = theta.clone().requires_grad_()
+                value = loss(solver, leaf)
+                value.sum().backward()
+                gradients.append(leaf.grad)
+            assert not gradients[0][2].any() and gradients[1][2].any(), name
+            assert torch.equal(gradients[0][kept], gradients[1][kept]), name
+
+
+@pytest.mark.parametrize("transformed", [torch.func.grad, lambda loss: torch.func.vmap(torch.func.grad(loss))])
+def test_torch_func_refuses_to_leave_instances_out_where_it_solves_again(transformed):
+    class Moved(LeavesOut):
+        def __call__(self, theta, offset):
+            return super().__call__(theta + offset)
+
+    def loss(theta, offset):
+        return aimle(Moved([1]), target_distribution=AdaptiveTargetDistribution())(theta, offset).square().sum()
+
+    shape = (4, 6) if transformed is torch.func.grad else (1, 4, 6)
+    with pytest.raises(RuntimeError, match="cannot leave out instances"):
+        transformed(loss)(torch.randn(shape), torch.randn(shape))
+
+
+def test_straight_through_leaves_instances_out_under_torch_func():
+    class Moved(LeavesOut):
+        def __call__(self, theta, offset):
+            return super().__call__(theta + offset)
+
+    g = torch.func.grad(lambda theta, offset: ste(Moved([1]))(theta, offset).sum())(torch.randn(4, 6), torch.ones(4, 6))
+    assert torch.equal(g, torch.ones(4, 6).index_fill(0, torch.tensor(1), 0.0))
 
 
 def test_a_batch_that_is_left_out_as_a_whole_leaves_the_state_alone():
