@@ -2,6 +2,9 @@
 
     F(theta) = E[loss(MAP(theta + tau eps))]
 
+or with what else an estimator does to theta, as `identity` does. For `perturbed`, whose loss is that of a mean of
+solutions, F is another function unless the loss is linear in z.
+
 The reference knows nothing of the estimator. It takes central differences of F in random directions xi ~ N(0, I), the
 same eps on both sides, times the direction: their mean is the gradient of F, smoothed by noise of the size of the step.
 It serves any noise and any solver, at two more solutions a sample. Means over pairs of different samples give lengths
@@ -67,6 +70,7 @@ class GradientReport:
 
     def __str__(self) -> str:
         error = {name: self.errors.get(name, math.nan) for name in _COMPARED}
+        beta = "" if math.isnan(self.beta) else f", beta {self.beta:.3g}"
         rows = [
             ("cosine", f"{self.cosine:.3f} ± {error['cosine']:.3f}", "of one gradient to the reference"),
             ("bias", f"{self.bias:.3f} ± {error['bias']:.3f}", "1 - cosine of the mean gradient to the reference"),
@@ -74,7 +78,7 @@ class GradientReport:
             ("variance", f"{self.variance:.3f}", "of the cosine of one gradient to the mean gradient"),
             ("agreement", f"{self.agreement:.3f}", "mean cosine of two gradients"),
             ("non-zero entries", f"{self.nonzero:.1f}", f"of {self.entries} of an instance"),
-            ("lambda", f"{self.perturbation_size:.3g}", "size of the step" + f", beta {self.beta:.3g}" * (self.beta >= 0)),
+            ("lambda", f"{self.perturbation_size:.3g}", "size of the step" + beta),
         ]
         known = [(name, value, meaning) for name, value, meaning in rows if not value.startswith("nan")]
         lines = [f"{name:<16} {value:>16}   {meaning}" for name, value, meaning in known]
@@ -114,7 +118,8 @@ def gradient_report(
 
     Raises:
         TypeError: the layer has no solver and estimator.
-        ValueError: a number is too small, or the losses are not `[B*R]`.
+        ValueError: a number is too small, the losses are not `[B*R]`, or the noise is not in units of theta
+            (multiplicative, or behind a projection) and no step is named.
 
     Example:
         >>> from imle.aimle import aimle
@@ -185,17 +190,23 @@ def _difference(
     estimator: Any, solve: BoundSolver, theta: Tensor, loss: Loss, step: float | None
 ) -> tuple[Tensor, float] | None:
     """Return an estimate `[B, ...]` of the gradient of the expected loss, and its step; None without noise."""
-    base = theta.unsqueeze(1).repeat_interleave(solve.rows, dim=1)
+    base, eps = theta.repeat_interleave(solve.rows, dim=0), None
     if estimator.noise_distribution is not None and estimator.tau > 0:
-        eps = estimator.tau * draw(estimator.noise_distribution, base.shape, like=theta)
-        base, step = base + eps, step or eps.std().item() / 8
+        eps = draw(estimator.noise_distribution, (len(base), 1, *theta.shape[1:]), like=theta)
+        if step is None and (getattr(estimator, "multiplicative", False) or getattr(estimator, "projection", None)):
+            raise ValueError("name a step: this noise is not in units of theta, so its size says nothing of the step's")
+        step = step or estimator.tau * eps.std().item() / 8
     if step is None:
         return None
     xi = torch.randn_like(base).masked_fill(base.isinf(), 0.0)
-    # (loss(u + h xi) - loss(u - h xi)) / 2h  xi
-    up, down = (_losses(loss, solve(base + h * xi).flatten(0, 1).clone()) for h in (step, -step))
-    rise = ((up - down) / (2 * step)).view(*base.shape[:2], *[1] * (theta.dim() - 1))
-    return (rise * xi).mean(dim=1), step
+
+    def losses(h: float) -> Tensor:
+        parameters = estimator.perturb(base + h * xi, eps)[:, 0].unflatten(0, (len(theta), solve.rows))
+        return _losses(loss, solve(parameters).flatten(0, 1).clone())
+
+    # (loss(theta + h xi) - loss(theta - h xi)) / 2h  xi
+    rise = ((losses(step) - losses(-step)) / (2 * step)).view(-1, *[1] * (theta.dim() - 1))
+    return (rise * xi).unflatten(0, (len(theta), solve.rows)).mean(dim=1), step
 
 
 def _losses(loss: Loss, z: Tensor) -> Tensor:

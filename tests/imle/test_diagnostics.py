@@ -9,8 +9,10 @@ from torch import nn
 
 from imle.aimle import aimle
 from imle.diagnostics import gradient_report
+from imle.identity import identity
 from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution
+from imle.perturbed import perturbed
 from imle.sfe import sfe
 from imle.solvers import select_k
 from imle.ste import STE, ste
@@ -220,6 +222,36 @@ def exact_of_pairs(theta, loss):
                 total = total + (p[:, i] * p[:, j] / (1 - p[:, i]) * loss(z)).sum()  # i first, then j of the rest
     total.backward()
     return theta.grad
+
+
+@pytest.mark.parametrize("options", [{"multiplicative": True}, {"multiplicative": False}])
+def test_perturbed_optimisers_have_no_bias_and_the_right_size(options):
+    theta, loss = linear_problem()
+    layer = perturbed(largest, nb_marginal_samples=100, noise_temperature=0.5, **options)
+    report = gradient_report(layer, 1 + theta.abs(), loss, step=0.05, nb_reference=30_000)
+    assert abs(report.bias) < 3 * report.errors["bias"] + 0.01 < 0.1
+    assert abs(report.size - 1) < 3 * report.errors["size"] + 0.02 < 0.3
+
+
+def test_the_reference_of_a_projection_is_of_what_is_solved():
+    """P(theta) does not change with the scale of theta, so the gradient has no part along it."""
+    theta, loss = linear_problem(1)
+    layer = identity(largest, projection="norm", noise_distribution=GUMBEL, noise_temperature=0.3)
+    large, small = (gradient_report(layer, scale * theta, loss, step=0.1 * scale) for scale in (10.0, 0.1))
+    assert large.size == pytest.approx(small.size, rel=1e-3) and large.cosine == pytest.approx(small.cosine, rel=1e-3)
+
+
+def test_a_noise_in_other_units_than_theta_asks_for_a_step():
+    theta, loss = linear_problem()
+    for layer in (perturbed(largest, multiplicative=True), identity(largest, noise_distribution=GUMBEL)):
+        with pytest.raises(ValueError, match="name a step"):
+            gradient_report(layer, theta, loss, nb_repeats=3)
+
+
+def test_a_report_without_a_beta_names_none():
+    theta, loss = linear_problem()
+    text = str(gradient_report(aimle(largest), theta, loss, nb_repeats=3, nb_reference=40))
+    assert "lambda" in text and "beta" not in text and "nan" not in text
 
 
 def test_wrong_input_is_refused():
