@@ -7,6 +7,7 @@ same shape: a tensor, an array or lists of numbers.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -68,7 +69,8 @@ def assign(value: Any, batch_size: int, each: Callable[[Any], Any], common: Call
     """Return a solver's argument with `each` applied to what holds an item for each of B instances.
 
     That is a tensor or array whose first dimension is B, or a list or tuple of B objects, also within other lists,
-    tuples and dicts; `common` is applied to all else. A list or dict in which nothing changes stays the same object.
+    tuples, named tuples and dicts; `common` is applied to all else, such as a dataclass. A list or dict in which
+    nothing changes stays the same object.
     """
     if isinstance(value, Tensor) or _is_array(value):
         return (each if value.ndim and value.shape[0] == batch_size else common)(value)
@@ -90,11 +92,14 @@ def own(value: Any) -> Any:
 
 def _rebuilt(value: Any, inside: Callable[[Any], Any], leaf: Callable[[Any], Any]) -> Any:
     """Return a list, tuple or dict with `inside` applied to its items, itself if they stay; of all else its `leaf`."""
-    if type(value) in (list, tuple):
+    named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
+    if named_tuple or type(value) in (list, tuple):
         items = [inside(item) for item in value]
-        return value if all(new is old for new, old in zip(items, value)) else type(value)(items)
-    if type(value) is dict:
-        named = {key: inside(item) for key, item in value.items()}
+        if all(new is old for new, old in zip(items, value)):
+            return value
+        return type(value)(*items) if named_tuple else type(value)(items)
+    if type(value) in (dict, OrderedDict):
+        named = type(value)((key, inside(item)) for key, item in value.items())
         return value if all(named[key] is item for key, item in value.items()) else named
     return leaf(value)
 

@@ -1,6 +1,8 @@
 """What reaches a solver beside theta, and instances that it leaves out."""
 
 import copy
+from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -57,6 +59,23 @@ def test_a_sequence_of_one_object_per_instance_is_repeated_for_the_samples_in_th
         assert type(seen) is kind
         assert [problem.name for problem in seen] == ["a", "a", "b", "b", "c", "c"]
         assert seen[0] is problems[0]
+
+
+class Graphs(NamedTuple):
+    weights: torch.Tensor
+    tolerances: torch.Tensor
+    name: str
+
+
+@pytest.mark.parametrize("kind", [Graphs, lambda *items: OrderedDict(zip(Graphs._fields, items))])
+def test_named_tuples_and_ordered_dicts_are_repeated_item_by_item(kind):
+    weights, tolerances = torch.arange(3.0, requires_grad=True), torch.zeros(2)  # B is 3, and so many items there are
+    argument = kind(weights, tolerances, "few")
+    for seen in given(argument):
+        assert type(seen) is type(argument)
+        fields = seen if kind is Graphs else list(seen.values())
+        assert fields[0].tolist() == [0, 0, 1, 1, 2, 2] and not fields[0].requires_grad
+        assert fields[1].tolist() == [0, 0] and fields[1] is not tolerances and fields[2] == "few"
 
 
 def test_a_dict_of_columns_is_repeated_column_by_column():
