@@ -19,6 +19,8 @@ class IMLE(FiniteDifference):
 
         g = z - MAP(alpha theta - lambda dy + tau' eps)
 
+    and divided by lambda where the target does so, as that of a call without options does.
+
     Source: Niepert, Minervini, Franceschi, "Implicit MLE: Backpropagating Through Discrete Exponential Family
     Distributions", NeurIPS 2021. The published target distribution is `TargetDistribution()`, a fixed lambda of 1.
 

@@ -26,7 +26,8 @@ class LPGD(FiniteDifference):
     lambda is the paper's tau. For solutions of zeros and ones the quadratic term is linear, so that the solver itself
     finds the moved ones, at theta + rho (z - 1/2) +- lambda dy. With rho = 0 lower is black-box differentiation, and
     average the central difference of AIMLE with a fixed lambda; for linear objectives over a discrete set, what is new
-    is rho and the upper envelope. By default there is no noise, and lambda is fixed at 1 and also divides.
+    is rho and the upper envelope. Without a target lambda is fixed at 1 and also divides, and without a noise there is
+    none: the rule without numbers of `aimle` is taken where it is named.
 
     Source: Paulus, Martius, Musil, "LPGD: A General Framework for Backpropagation through Embedded Optimization
     Layers", ICML 2024.
