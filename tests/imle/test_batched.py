@@ -615,7 +615,7 @@ def run_script(tmp_path, text, *arguments):
 
 
 INTERRUPTED = """
-    import sys, time
+    import signal, sys, time
     import torch
     from imle.solvers import batched
 
@@ -630,6 +630,7 @@ INTERRUPTED = """
         return theta
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
         executor, *values = sys.argv[1:]
         lifted = batched(solver, workers=len(values), executor=executor)
         theta = torch.tensor([[float(value)] for value in values])
