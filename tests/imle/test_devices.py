@@ -12,6 +12,7 @@ from imle import _numerics
 from imle.aimle import aimle
 from imle.auto import AutoTargetDistribution
 from imle.blackbox import blackbox
+from imle.fenchel_young import FenchelYoungLoss
 from imle.identity import identity
 from imle.imle import imle
 from imle.k_subset_sfe import KSubsetSFE
@@ -32,6 +33,7 @@ from imle.solvers import (
     spanning_tree,
     spanning_tree_edges,
 )
+from imle.spo_plus import SPOPlusLoss
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
 from tests.fake_device import DEVICE, EXISTS, faults
@@ -44,6 +46,10 @@ class Own(BaseNoiseDistribution):
 
     def sample(self, shape):
         return torch.randn(shape, device=DEVICE)
+
+
+def select_two(theta, mask=None, offset=0.0):
+    return select_k(theta + offset, 2, mask=mask)
 
 
 ESTIMATORS = {
@@ -87,6 +93,8 @@ SOLVERS = {  # and what each is given
     "marginals of k-subsets": (functools.partial(marginals, k=2), (6, 5)),
     "SIMPLE": (SIMPLE(2), (6, 5)),
     "KSubsetSFE": (KSubsetSFE(2), (6, 5)),
+    "SPO+": (lambda theta: SPOPlusLoss(select_two)(theta, theta.flip(1)), (6, 5)),
+    "Fenchel-Young": (lambda theta: FenchelYoungLoss(select_two)(theta, select_two(theta)), (6, 5)),
     "batched, tensors": (batched(lambda theta: theta > 0, instance="torch"), (6, 5)),
     "batched, arrays": (batched(lambda theta: theta > 0), (6, 5)),
 }
@@ -99,10 +107,6 @@ WAITING = {
 def allowed(theta):
     """Return the same mask for all rows."""
     return torch.arange(theta.shape[-1], device=theta.device) < 4
-
-
-def select_two(theta, mask=None, offset=0.0):
-    return select_k(theta + offset, 2, mask=mask)
 
 
 def backward(answer, nb_samples):
