@@ -70,7 +70,6 @@ class GradientReport:
 
     def __str__(self) -> str:
         error = {name: self.errors.get(name, math.nan) for name in _COMPARED}
-        beta = "" if math.isnan(self.beta) else f", beta {self.beta:.3g}"
         rows = [
             ("cosine", f"{self.cosine:.3f} ± {error['cosine']:.3f}", "of one gradient to the reference"),
             ("bias", f"{self.bias:.3f} ± {error['bias']:.3f}", "1 - cosine of the mean gradient to the reference"),
@@ -78,7 +77,7 @@ class GradientReport:
             ("variance", f"{self.variance:.3f}", "of the cosine of one gradient to the mean gradient"),
             ("agreement", f"{self.agreement:.3f}", "mean cosine of two gradients"),
             ("non-zero entries", f"{self.nonzero:.1f}", f"of {self.entries} of an instance"),
-            ("lambda", f"{self.perturbation_size:.3g}", "size of the step" + beta),
+            ("lambda", f"{self.perturbation_size:.3g}", "size of the step" + f", beta {self.beta:.3g}" * (self.beta >= 0)),
         ]
         known = [(name, value, meaning) for name, value, meaning in rows if not value.startswith("nan")]
         lines = [f"{name:<16} {value:>16}   {meaning}" for name, value, meaning in known]
