@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import io
 import time
 from collections.abc import Callable
@@ -103,10 +104,10 @@ def problem(features: Any, costs: Any, model: Any, table: Any, solver: Solver) -
     class Quick(optModel):
         modelSense = model.modelSense
 
-        def _getModel(self) -> tuple[Any, Any]:  # noqa: N802: PyEPO's name
+        def _getModel(self) -> tuple[Any, Any]:
             return None, range(table.shape[1])
 
-        def setObj(self, c: Any) -> None:  # noqa: N802: PyEPO's name
+        def setObj(self, c: Any) -> None:
             self.cost = np.asarray(c, dtype=np.float32)
 
         def solve(self) -> tuple[Any, float]:
@@ -204,11 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if set(options.problems) - set(PROBLEMS):
         parser.error(f"a problem is one of {', '.join(PROBLEMS)}, not {' '.join(options.problems)}")
-    try:
-        import ortools  # noqa: F401
-        import pyepo  # noqa: F401
-    except ImportError as error:
-        print(f"left out: {error.name} is missing; pip install pyepo ortools")
+    missing = [name for name in ("pyepo", "ortools") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"left out: pip install {' '.join(missing)}")
         return 0
     torch.set_num_threads(1)
     for kind in options.problems or PROBLEMS:

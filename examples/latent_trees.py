@@ -2,7 +2,7 @@
 
     python examples/latent_trees.py
 
-Sixteen systems of ten points; in each, points that a hidden tree joins pull one another. Edge weights of each system
+Eight systems of ten points; in each, points that a hidden tree joins pull one another. Edge weights of each system
 and a network for the pull, which all share, are learned together by predicting the next step along the maximum
 spanning tree: neural relational inference in small. Ways past the tree: `aimle`, straight through, and the relaxed
 tree of a stochastic softmax (Paulus et al., 2020). Without learning: the tree of the pairs that stay nearest.
@@ -20,7 +20,7 @@ from imle.solvers import spanning_tree_edges
 from imle.ste import ste
 from imle.structures import spanning_trees, stochastic_softmax
 
-SYSTEMS, POINTS, FRAMES = 16, 10, 40
+SYSTEMS, POINTS, FRAMES = 8, 10, 24
 A, B = torch.triu_indices(POINTS, POINTS, 1)  # the 45 pairs
 relaxed_tree = partial(stochastic_softmax, structure=spanning_trees(POINTS))
 
@@ -38,7 +38,7 @@ def moved(x, trees, pull):
 
 
 def simulate(generator):
-    """Return trees `[16, 45]` and the tracks of points `[16, 40, 10, 2]`, of random starts every fourth frame."""
+    """Return trees `[8, 45]` and the tracks of points `[8, 24, 10, 2]`, of random starts every fourth frame."""
     trees = spanning_tree_edges(torch.randn(SYSTEMS, len(A), generator=generator))
     x = torch.randn(SYSTEMS, FRAMES // 4, POINTS, 2, generator=generator)
     tracks = [x]
@@ -86,8 +86,10 @@ def draw(curves, path):
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
-    for method, runs in curves.items():
-        axes.plot(torch.arange(len(runs[0])) * 10, torch.tensor(runs).mean(0), label=method)
+    for method in METHODS:
+        runs = torch.tensor(curves[method])
+        axes.plot(torch.arange(runs.shape[1]) * 10, runs.mean(0), label=method)
+    axes.axhline(torch.tensor(curves["nearest pairs"]).mean(), color="0.7", linestyle=":")
     axes.set(xlabel="step", ylabel="right edges")
     axes.legend(frameon=False)
     pyplot.savefig(path, dpi=100)
@@ -101,8 +103,11 @@ def main(argv=None):
     parser.add_argument("--picture", help="a file to draw the curves into")
     options = parser.parse_args(argv)
     curves = {method: [train(method, seed, options.steps) for seed in range(options.seeds)] for method in METHODS}
-    systems = [simulate(torch.Generator().manual_seed(seed)) for seed in range(options.seeds)]
-    for method, runs in (curves | {"nearest pairs": [[right_edges(nearest(x), trees)] for trees, x in systems]}).items():
+    curves["nearest pairs"] = []
+    for seed in range(options.seeds):
+        trees, x = simulate(torch.Generator().manual_seed(seed))
+        curves["nearest pairs"].append([right_edges(nearest(x), trees)])
+    for method, runs in curves.items():
         last = torch.tensor([run[-1] for run in runs])
         print(f"{method:20} right edges {last.mean():.3f} ± {last.std(correction=0):.3f}")
     if options.picture:

@@ -69,7 +69,8 @@ def test_readme_is_a_screen_and_a_half():
 @each_page
 def test_every_path_exists(page):
     named = re.findall(
-        r"(?<![\w/<.-])(?:\./)?((?:imle|aaai23|cli|experiments|benchmarks|tests|data|docs)/[\w./-]*\w)", PAGES[page]
+        r"(?<![\w/<.-])(?:\./)?((?:imle|aaai23|cli|experiments|benchmarks|examples|tests|data|docs)/[\w./-]*\w)",
+        PAGES[page],
     )
     assert [path for path in named if not path.startswith(MADE) and not (ROOT / path).exists()] == []
 
@@ -269,7 +270,19 @@ def test_the_example_of_several_processes_runs_in_one(monkeypatch):
         torch.distributed.destroy_process_group()
 
 
-RUN = ("start", "library", "your-solver", "solvers", "questions", "data_parallel")
+def test_the_example_of_the_page_for_users_of_pyepo_runs_and_decides_as_their_model_does():
+    pytest.importorskip("pyepo")
+    pytest.importorskip("ortools")
+    names = python_of("docs/pyepo.md")
+    assert names["predict"].weight.grad.abs().sum() > 0
+    model, costs = names["shortestPathModel"]((5, 5)), names["costs"][:3]
+    exact = names["differentiable"](model, noise_distribution=None)(costs)
+    for row, z in zip(costs, exact):
+        model.setObj(row)
+        assert model.solve()[1] == pytest.approx((row * z).sum().item(), rel=1e-5)
+
+
+RUN = ("start", "library", "your-solver", "solvers", "questions", "data_parallel", "pyepo")
 
 
 def test_no_page_has_an_example_that_no_test_runs():
