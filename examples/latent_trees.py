@@ -67,7 +67,7 @@ def train(method, seed=0, steps=300):
     before, after = x[:, starts], x[:, [frame + 1 for frame in starts]]
     weights = nn.Parameter(torch.zeros(SYSTEMS, len(A)))
     pull, tree = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2, bias=False)), METHODS[method]()
-    optimiser = torch.optim.Adam([{"params": [weights], "lr": 0.1}, {"params": pull.parameters(), "lr": 3e-3}])
+    optimiser = torch.optim.Adam([{"params": [weights], "lr": 0.1}, {"params": pull.parameters(), "lr": 3e-2}])
     curve = []
     for step in range(steps + 1):
         if step % 10 == 0:

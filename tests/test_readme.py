@@ -69,7 +69,7 @@ def test_readme_is_a_screen_and_a_half():
 @each_page
 def test_every_path_exists(page):
     named = re.findall(
-        r"(?<![\w/<.-])(?:\./)?((?:imle|aaai23|cli|experiments|benchmarks|examples|tests|data|docs)/[\w./-]*\w)",
+        r"(?<![\w/<.(-])(?:\./)?((?:imle|aaai23|cli|experiments|benchmarks|examples|tests|data|docs)/[\w./-]*\w)",
         PAGES[page],
     )
     assert [path for path in named if not path.startswith(MADE) and not (ROOT / path).exists()] == []
