@@ -29,7 +29,7 @@ from torch import Tensor
 
 from imle.aimle import aimle
 from imle.fenchel_young import FenchelYoungLoss
-from imle.perturbed import perturbed
+from imle.perturbed import PerturbedOptimiser
 from imle.solvers import batched, shortest_path_arcs
 from imle.spo_plus import SPOPlusLoss
 
@@ -158,7 +158,7 @@ def theirs(model: Any, minimises: bool) -> dict[str, Loss]:
 def ours(solver: Solver, minimises: bool) -> dict[str, Loss]:
     """Return our methods, the same losses."""
     spo_plus = SPOPlusLoss(solver, _is_minimization=minimises)
-    fenchel_young = FenchelYoungLoss(solver, perturbed(_is_minimization=minimises))
+    fenchel_young = FenchelYoungLoss(solver, PerturbedOptimiser(_is_minimization=minimises))
     return {
         "SPOPlusLoss": lambda predicted, costs, best, values: spo_plus(predicted, costs, z_true=best).mean(),
         "FenchelYoungLoss": lambda predicted, costs, best, values: fenchel_young(predicted, best).mean(),

@@ -75,7 +75,7 @@ def draw(runs, path):
 
     _, (left, right) = pyplot.subplots(1, 2, figsize=(6, 2.6), layout="constrained")
     image, best, found = runs["aimle, told ways"][0][1]
-    left.imshow(image.movedim(0, 2).clamp(0, 1))
+    left.imshow(image.movedim(0, 2).clamp(0, 1).numpy())
     for way, mark in ((best, "ws"), (found, "k.")):
         rows, columns = (way.nonzero().T * PATCH + PATCH / 2 - 0.5).tolist()
         left.plot(columns, rows, mark, label="best" if mark == "ws" else "aimle")
