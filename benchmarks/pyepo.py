@@ -117,8 +117,8 @@ def problem(features: Any, costs: Any, model: Any, table: Any, solver: Solver) -
                 z = table[(table @ self.cost.clip(min=0)).argmax()] * (self.cost > 0)
             return z, float(z @ self.cost)
 
-    data = (torch.as_tensor(x, dtype=torch.float32) for x in (features, costs))
-    return Problem(*data, model, Quick(), solver, minimises)
+    features, costs = (torch.as_tensor(x, dtype=torch.float32) for x in (features, costs))
+    return Problem(features, costs, model, Quick(), solver, minimises)
 
 
 def adapted(model: Any) -> Solver:
