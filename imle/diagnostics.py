@@ -77,7 +77,11 @@ class GradientReport:
             ("variance", f"{self.variance:.3f}", "of the cosine of one gradient to the mean gradient"),
             ("agreement", f"{self.agreement:.3f}", "mean cosine of two gradients"),
             ("non-zero entries", f"{self.nonzero:.1f}", f"of {self.entries} of an instance"),
-            ("lambda", f"{self.perturbation_size:.3g}", "size of the step" + f", beta {self.beta:.3g}" * (self.beta >= 0)),
+            (
+                "lambda",
+                f"{self.perturbation_size:.3g}",
+                "size of the step" + f", beta {self.beta:.3g}" * (self.beta >= 0),
+            ),
         ]
         known = [(name, value, meaning) for name, value, meaning in rows if not value.startswith("nan")]
         lines = [f"{name:<16} {value:>16}   {meaning}" for name, value, meaning in known]
