@@ -18,6 +18,19 @@ def save_png(figure: Figure, path: Path) -> None:
     Raises:
         UsageError: the path cannot be written.
     """
+    _save(figure, path, "png")
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure as SVG, atomically.
+
+    Raises:
+        UsageError: the path cannot be written.
+    """
+    _save(figure, path, "svg")
+
+
+def _save(figure: Figure, path: Path, kind: str) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=kind)
     write_atomically(path, buffer.getvalue())

@@ -34,7 +34,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[SynthConfig, lis
     if words and not words[0].startswith("-"):
         words.insert(0, "--measure")
     description = f"Gradients beside exact ones: {SCRIPT} MEASURE [flags], a measure of {', '.join(MEASURES)}."
-    presets = {measure: QUICK for measure in MEASURES} if "--quick" in words else {}
+    presets = dict.fromkeys(MEASURES, QUICK) if "--quick" in words else {}
     return parse(SynthConfig, SCRIPT, description, words, presets)
 
 

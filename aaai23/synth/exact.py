@@ -32,7 +32,7 @@ class Family:
 
     Args:
         solve: theta `[B, N]` -> MAP(theta) `[B, N]`.
-        states: the solutions `[C, N]`, all of one length.
+        states: the solutions `[C, N]`.
         k: of Sum-of-Gamma noise: what adds up to a solution.
         sign: 1 for a solver that maximises <z, theta>, -1 for one that minimises it.
         structure: with marginals of its own, for relaxations; None where the library has none.
@@ -64,8 +64,11 @@ class Family:
         return self.sign * (self.log_probs(theta).exp() * centred) @ self.states.to(theta)
 
     def index(self, z: Tensor) -> Tensor:
-        """Return which of the listed solutions each z `[B, N]` is, `[B]`: all have one length, so the nearest."""
-        return (z @ self.states.to(z).mT).argmax(dim=1)
+        """Return which of the listed solutions each z `[B, N]` is, `[B]`."""
+        # a number for each solution, far further from the others than rounding takes it
+        weights = torch.rand(z.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(z.device)
+        numbers, order = (self.states.double() @ weights).sort()
+        return order[torch.searchsorted(numbers, z.double() @ weights - 1e-9).clamp(max=len(order) - 1)]
 
     def frequencies(self, theta: Tensor, noise: Any, draws: int) -> Tensor:
         """Return how often each solution is MAP(theta + eps), `[B, C]`, in so many draws for each theta."""

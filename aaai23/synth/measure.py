@@ -10,6 +10,7 @@ with its standard error, under the name with `_se`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -198,14 +199,14 @@ def _adaptive(c: float) -> Callable[[], BaseTargetDistribution]:
     )
 
 
-_central = partial(_by_difference, kind=aimle, symmetric_perturbation=True)
-_forward = partial(_by_difference, kind=aimle)
+_central: Build = partial(_by_difference, kind=aimle, symmetric_perturbation=True)
+_forward: Build = partial(_by_difference, kind=aimle)
 COUNTS = (1, 2, 4)
 
 ESTIMATORS: dict[str, tuple[Build, Callable[[], BaseTargetDistribution | None]]] = {
     **{f"aimle central c={c}": (_central, _adaptive(c)) for c in COUNTS},
     **{f"aimle forward c={c}": (_forward, _adaptive(c)) for c in COUNTS},
-    # "aimle central auto": (_central, AutoTargetDistribution),
+    # the place of a rule without numbers: its name, and (_central, the rule)
     **{
         f"imle lambda={beta:g}": (partial(_by_difference, kind=imle), partial(TargetDistribution, beta=beta))
         for beta in (0.25, 1.0, 2.5, 10.0, 100.0)
@@ -280,8 +281,9 @@ class Bench:
             target.beta_update_step = 0.0
         return target
 
-    def measured(self, gradients: Gradients, repeats: int, sampled: Tensor | None = None) -> Entry:
+    def measured(self, gradients: Gradients | None, repeats: int, sampled: Tensor | None = None) -> Entry:
         """Return the metrics of gradients; `sampled` are those of the distribution that is really sampled."""
+        assert gradients is not None
         g, calls = self.take(gradients, repeats)
         return {"calls": calls, **moments(g, self.exact, sampled)}
 
@@ -330,14 +332,15 @@ def by_lambda(bench: Bench) -> Iterator[Entry]:
     samples, repeats = bench.config.samples, bench.config.repeats
     for name, build in (("forward", _forward), ("central", _central)):
         for beta in LAMBDAS:
-            target = TargetDistribution(beta=beta, do_gradient_scaling=True)
-            gradients = build(bench.family, bench.noise, samples, target)
+            fixed = TargetDistribution(beta=beta, do_gradient_scaling=True)
+            gradients = build(bench.family, bench.noise, samples, fixed)
             yield {"estimator": name, "lambda": beta, **bench.measured(gradients, repeats)}
     for name in [name for name in bench.names if name.startswith("aimle")]:
-        target = bench.settled(name)
-        gradients = ESTIMATORS[name][0](bench.family, bench.noise, samples, target)
-        size, beta = bench.perturbation_size(target), target.beta
-        yield {"estimator": name, "lambda": size, "beta": beta, **bench.measured(gradients, repeats)}
+        target, build = bench.settled(name), ESTIMATORS[name][0]
+        assert target is not None
+        size = bench.perturbation_size(target)
+        found = bench.measured(build(bench.family, bench.noise, samples, target), repeats)
+        yield {"estimator": name, "lambda": size, "beta": getattr(target, "beta", None), **found}
 
 
 def by_samples(bench: Bench) -> Iterator[Entry]:
@@ -420,6 +423,7 @@ def by_start(bench: Bench) -> Iterator[Entry]:
             per_instance=True,
         )
         gradients = _central(bench.family, bench.noise, config.samples, target)
+        assert gradients is not None
         for step in range(config.steps + 1):
             if step % max(config.steps // 100, 1) == 0:
                 yield {"start": start, "step": step, "beta": target.beta, "nonzero": target.grad_norm}
@@ -469,7 +473,7 @@ def needed(history: list[Entry], error: float = 0.1) -> Entry:
 
 
 def _crossing(curve: list[tuple[float, float]], level: float) -> float | None:
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if y0 <= level:
             return x0
         if y1 <= level:
