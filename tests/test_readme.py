@@ -17,6 +17,7 @@ import torch
 
 import imle
 from aaai23.harness.config import refuse
+from aaai23.synth import cli as synth
 from tests.experiments.lines import GENERATORS, PUBLISHED, cli_of, sweep
 
 import collect_results  # isort: skip  # experiments/ is no package: `lines` has put it on the path
@@ -28,6 +29,7 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path 
 each_page = pytest.mark.parametrize("page", PAGES)
 MADE = ("data/sample", "docs/_build")  # by get_data.sh, by make docs
 SCRIPTS = {f"./cli/{cli_of(task).SCRIPT}": task for task in GENERATORS}
+MEASURING = f"./cli/{synth.SCRIPT}"  # trains nothing, so no generator prints its lines
 NOT_OURS = {"--resume-failed"}  # of GNU parallel
 
 
@@ -156,14 +158,29 @@ def test_the_commands_of_readme_compute_what_the_papers_commands_compute():
     assert found == set(PUBLISHED)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, MEASURING])
 def test_the_commands_in_a_scripts_docstring_are_accepted(script):
     text = ast.get_docstring(ast.parse((ROOT / script).read_text()), clean=False)
     found = [line for line in indented(text) if script in line]
     assert found
     for command in found:
-        words = words_of(command)
-        refuse(sweep.config_of(SCRIPTS[script], words[words.index(script) + 1 :]))
+        accept(script, command)
+
+
+@each_page
+def test_every_command_that_measures_is_accepted(page):
+    found = [command for command in commands(page) if MEASURING in command]
+    assert bool(found) == (page == "docs/gradients.md")
+    for command in found:
+        accept(MEASURING, command)
+
+
+def accept(script, command):
+    """Parse and check a command line of a script."""
+    words = words_of(command)
+    arguments = words[words.index(script) + 1 :]
+    config = synth.parse_arguments(arguments)[0] if script == MEASURING else sweep.config_of(SCRIPTS[script], arguments)
+    refuse(config)
 
 
 @each_page
@@ -182,7 +199,7 @@ def test_every_command_that_makes_tables_or_sweeps_is_accepted(page, capsys, mon
 
 @each_page
 def test_every_flag_in_a_sentence_is_one_of_ours(page):
-    parsers = [cli_of(task).parse_arguments for task in GENERATORS]
+    parsers = [synth.parse_arguments, *(cli_of(task).parse_arguments for task in GENERATORS)]
     parsers += [collect_results.parser().parse_args, *(module.main for module in GENERATORS.values())]
     known = set(re.findall(r"(?<![\w-])--[\w-]+", "".join(map(help_of, parsers)))) | NOT_OURS
     named = {flag for text in inline(page) for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)}

@@ -75,8 +75,8 @@ class Family:
         found = []
         for row in theta:
             z = self.solve(row + draw(noise, (draws, len(row)), like=row))
-            found.append(self.index(z).bincount(minlength=len(self.states)) / draws)
-        return torch.stack(found)
+            found.append(self.index(z).bincount(minlength=len(self.states)))
+        return torch.stack(found).to(theta) / draws
 
     def perturbed_gradient(self, theta: Tensor, losses: Tensor, noise: Any, draws: int) -> tuple[Tensor, Tensor]:
         """Estimate the gradient of E[f(MAP(theta + eps))] from a large sample.
