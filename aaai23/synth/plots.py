@@ -24,6 +24,7 @@ TITLES = {
 }
 STYLES = ("-", "--", ":", "-.", (0, (1, 3)))
 MARKS = "osD^v"
+COLOURS = (*(f"C{n}" for n in range(10)), "black", "gold", "navy")
 
 
 def draw(identity: Identity, record: Record) -> list[Path]:
@@ -32,9 +33,7 @@ def draw(identity: Identity, record: Record) -> list[Path]:
 
     panels = PANELS[record.method](record.history)
     figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4.4), dpi=80, layout="constrained")
-    settings = record.settings
-    problems = "entries" if settings["n"] is None else f"n {settings['n']}"
-    figure.suptitle(f"{record.name} ({settings['structure']}, {problems}, {settings['seeds']} problems)", fontsize=10)
+    figure.suptitle(f"{record.name}, {record.settings['seeds']} problems", fontsize=10)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes)
         axes.grid(alpha=0.3)
@@ -65,7 +64,7 @@ def lines(
             if len(curve) == 1:
                 axes.errorbar(at, value, error, fmt=mark, color=style["color"], label=str(name))
                 continue
-            axes.plot(at, value, label=str(name), linewidth=1.3, **style)
+            axes.plot(at, value, label=str(name) if by == "estimator" else f"{by} {name:g}", linewidth=1.3, **style)
             low, high = ([v + sign * e for v, e in zip(value, error)] for sign in (-1, 1))
             axes.fill_between(at, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes.set(xlabel=TITLES.get(x, x), title=", ".join([TITLES.get(y, y), *where.values()]), **scales)
@@ -96,7 +95,7 @@ def _style(name: str, names: Iterable[str]) -> dict[str, Any]:
     members = [it for it in dict.fromkeys(names) if _family(it) == _family(name)]
     families, place = list(dict.fromkeys(map(_family, names))), members.index(name)
     dash, mark = STYLES[place % len(STYLES)], MARKS[place % len(MARKS)]
-    return {"color": f"C{families.index(_family(name)) % 10}", "linestyle": dash, "marker": mark}
+    return {"color": COLOURS[families.index(_family(name)) % len(COLOURS)], "linestyle": dash, "marker": mark}
 
 
 def _family(name: str) -> str:
@@ -108,8 +107,9 @@ PANELS: dict[str, Callable[[History], list[Callable[[Any], None]]]] = {
         lines(history, "lambda", y, xscale="log") for y in ("error", "bias", "variance", "nonzero")
     ],
     "samples": lambda history: [
-        lines([entry for entry in history if entry[x]], x, "error", xscale="log", yscale="log")
-        for x in ("samples", "calls")
+        lines(history, "samples", "error", xscale="log", yscale="log"),
+        lines([entry for entry in history if entry["calls"]], "calls", "error", xscale="log", yscale="log"),
+        lines(history, "samples", "nonzero", xscale="log"),
     ],
     "bias-variance": lambda history: [dots(history, y) for y in ("bias", "error")],
     "optimise": lambda history: [

@@ -57,10 +57,10 @@ def test_marginals_are_the_gradient_of_the_log_partition_function(family):
 
 
 def test_probabilities_and_marginals_are_those_of_the_library():
-    family, (theta, _) = subsets(5, 2), normal(3, subsets(5, 2))
-    expected = log_prob(theta.unsqueeze(1), family.states.double(), 2)
-    torch.testing.assert_close(family.log_probs(theta), expected)
-    for family in (family, trees(4)):
+    pairs = subsets(5, 2)
+    theta, _ = normal(3, pairs)
+    torch.testing.assert_close(pairs.log_probs(theta), log_prob(theta.unsqueeze(1), pairs.states.double(), 2))
+    for family in (pairs, trees(4)):
         theta, _ = normal(3, family)
         torch.testing.assert_close(family.marginals(theta), family.structure.marginals(theta))
 

@@ -41,8 +41,10 @@ def test_bias_does_not_count_the_noise_of_the_mean():
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("aimle central c=1", 3), ("aimle forward c=1", 2), ("imle lambda=1", 2), ("ste", 1), ("identity", 1)]
-    + [("sfe loo", 1), ("perturbed loo", 1), ("simple", 0), ("exact score loo", 0), ("sst tau=0.5", 0)],
+    [
+        *(("aimle central c=1", 3), ("aimle forward c=1", 2), ("imle lambda=1", 2), ("ste", 1), ("identity", 1)),
+        *(("sfe loo", 1), ("perturbed loo", 1), ("simple", 0), ("exact score loo", 0), ("sst tau=0.5", 0)),
+    ],
 )
 def test_cost_is_counted_in_calls_of_the_solver(subsets, name, calls):
     build, target = ESTIMATORS[name]
