@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from imle._compile import eager
 from imle._numerics import inner
-from imle.perturb_and_map import PerturbAndMAP
+from imle.perturb_and_map import Estimator, PerturbAndMAP
 from imle.perturbed import PerturbedOptimiser
 from imle.solver import BoundSolver, Solver
 
@@ -45,7 +45,7 @@ class FenchelYoungLoss(nn.Module):
         [[True, True, False, False], [True, True, False, False]]
     """
 
-    def __init__(self, solver: Solver, estimator: PerturbAndMAP | None = None):
+    def __init__(self, solver: Solver, estimator: Estimator[Any] | None = None):
         super().__init__()
         estimator = PerturbedOptimiser() if estimator is None else estimator
         if not isinstance(estimator, PerturbAndMAP):
