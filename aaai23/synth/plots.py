@@ -102,13 +102,19 @@ def _family(name: str) -> str:
     return name.removeprefix("aimle ").split(" ")[0]
 
 
+def _known(history: History, *names: str) -> list[str]:
+    return [name for name in names if any(entry.get(name) for entry in history)]
+
+
 PANELS: dict[str, Callable[[History], list[Callable[[Any], None]]]] = {
     "lambda": lambda history: [
-        lines(history, "lambda", y, xscale="log") for y in ("error", "bias", "variance", "nonzero")
+        lines(history, "lambda", y, xscale="log") for y in _known(history, "error", "bias", "variance", "nonzero")
     ],
     "samples": lambda history: [
-        lines(history, "samples", "error", xscale="log", yscale="log"),
-        lines([entry for entry in history if entry["calls"]], "calls", "error", xscale="log", yscale="log"),
+        *(
+            lines([entry for entry in history if entry[x]], x, "error", xscale="log", yscale="log")
+            for x in _known(history, "samples", "calls")
+        ),
         lines(history, "samples", "nonzero", xscale="log"),
     ],
     "bias-variance": lambda history: [dots(history, y) for y in ("bias", "error")],

@@ -107,7 +107,7 @@ BROKEN = {
     "empty file": (break_file(IMAGES, lambda content: b""), rf"{IMAGES} is cut short: 0 bytes; delete it"),
     "cut header": (replace(TRAIN_IMAGES, idx((5, 4, 3), [])[:10]), rf"{IMAGES} is cut short: 10 bytes"),
     "cut bytes": (replace(TRAIN_IMAGES, idx((5, 4, 3), range(59))), r"75 bytes where its header promises 76"),
-    "more bytes": (replace(TRAIN_IMAGES, idx((5, 4, 3), range(61))), r"77 bytes where its header promises 76"),
+    "more bytes": (replace(TRAIN_IMAGES, idx((5, 4, 3), range(61))), r"more bytes where its header promises 76"),
     "floats": (replace(TRAIN_IMAGES, idx((5, 4, 3), range(60), kind=0x0D)), "no IDX file of images.* 00000d03"),
     "labels as images": (replace(TRAIN_IMAGES, idx((60,), range(60))), r"no IDX file of images: .* not 00000803"),
     "images as labels": (replace(TRAIN_LABELS, idx((5, 1, 1), range(5))), r"no IDX file of labels: .* not 00000801"),

@@ -10,8 +10,8 @@ from tests.aaai23.scripts import exit_code, path_of
 
 SMALL = ("--quick", "--device", "cpu", "--seeds", 3, "-n", 5, "-k", 2, "--settle", 5, "--repeats", 4)
 OF = {
-    "lambda": ("--only", "aimle central c=1"),
-    "samples": ("--max-samples", 3, "--only", "simple", "aimle central c=1"),
+    "lambda": ("--only", "aimle central c=1", "--repeats", 1),
+    "samples": ("--max-samples", 3, "--only", "simple"),
     "bias-variance": ("--only", "ste", "--reference-draws", 100),
     "optimise": ("--steps", 3, "--only", "imle", "simple"),
     "adapt": ("--steps", 3),
