@@ -18,7 +18,7 @@ SOLUTIONS: dict[str, Callable[[int, int], int]] = {  # how many there are
     "rankings": lambda n, k: math.factorial(n),
 }
 MOST_SOLUTIONS = 20_000
-QUICK = {"seeds": 16, "repeats": 100, "max_samples": 100, "steps": 100, "settle": 200, "reference_draws": 5000}
+QUICK = {"seeds": 16, "repeats": 100, "max_samples": 100, "steps": 40, "settle": 200, "reference_draws": 5000}
 
 _of = partial(setting, group="measure")
 
