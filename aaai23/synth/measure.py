@@ -23,6 +23,7 @@ from torch import Tensor
 from aaai23.synth.config import SynthConfig
 from aaai23.synth.exact import FAMILIES, Family
 from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
 from imle.blackbox import blackbox
 from imle.identity import identity
 from imle.imle import imle
@@ -206,7 +207,8 @@ COUNTS = (1, 2, 4)
 ESTIMATORS: dict[str, tuple[Build, Callable[[], BaseTargetDistribution | None]]] = {
     **{f"aimle central c={c}": (_central, _adaptive(c)) for c in COUNTS},
     **{f"aimle forward c={c}": (_forward, _adaptive(c)) for c in COUNTS},
-    # the place of a rule without numbers: its name, and (_central, the rule)
+    "aimle central auto": (_central, AutoTargetDistribution),
+    "aimle forward auto": (_forward, AutoTargetDistribution),
     **{
         f"imle lambda={beta:g}": (partial(_by_difference, kind=imle), partial(TargetDistribution, beta=beta))
         for beta in (0.25, 1.0, 2.5, 10.0, 100.0)

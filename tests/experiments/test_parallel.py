@@ -20,7 +20,10 @@ EPOCHS = 10
 SWEEP = f"--aspects 3 --methods imle --seeds 2 --epochs {EPOCHS}"
 EXTRA = "-- -m 60 -H 20 --device cpu"
 
-pytestmark = pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed"),
+]
 
 
 def generate(sample, results, *more):

@@ -542,6 +542,7 @@ def test_a_time_limit_needs_processes():
             batched(one_hot, timeout=timeout, workers=1, executor="process")
 
 
+@pytest.mark.slow
 def test_processes_that_die_or_run_over_cost_their_own_instance_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CHILD_FILE", str(tmp_path / "pid"))
     solver = batched(ends_sleeps_or_raises, workers=1, executor="process", timeout=3.0, on_error="skip")
