@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -42,6 +43,8 @@ def run(capsys):
     """Run a script in this process: exit code, output, errors."""
 
     def run_here(cli, words):
+        for stream in (sys.stdout, sys.stderr):  # as a script's own are
+            stream.reconfigure(errors="backslashreplace")
         return exit_code(cli, words), *capsys.readouterr()
 
     return run_here
