@@ -15,6 +15,7 @@ kept for later, are there for good; the module's `prepare()`, if there is one, i
 import contextlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 import traceback
@@ -117,3 +118,4 @@ if __name__ == "__main__":
         for name, case in getattr(module, collection).items():
             float64, words = (False, ", without float64") if collection == "WITHOUT_FLOAT64" else (True, "")
             print(json.dumps((name + words, faults_of(case, float64))), flush=True)
+    os._exit(0)  # torch's thread of this device does not survive an orderly end, now and then
