@@ -125,6 +125,7 @@ def _shown(text: str) -> str:
 # What is beyond these has no square, or no inverse of it, in single precision; and no machine has room or time for it.
 _SMALL, _LARGE, _MANY = 1e-30, 1e30, 10**9
 positive_int = number(int, 1, _MANY)
+whole_number = number(int, -_MANY, _MANY)  # what it may be is checked by whoever reads it
 seed_number = number(int, 0, 2**32 - 1)
 positive_float = number(float, _SMALL, _LARGE)
 positive_or_infinite = number(float, _SMALL, _LARGE, math.inf)

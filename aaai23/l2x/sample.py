@@ -5,7 +5,6 @@ random order. Each sentence is on one aspect, whose rating its graded words carr
 predict an aspect's rating best are those of its own sentences, and these are annotated.
 """
 
-import argparse
 import itertools
 import json
 import random
@@ -17,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaai23.errors import UsageError
+from aaai23.harness.config import ArgumentParser, path, positive_int, seed_number
 from aaai23.harness.record import claim_folder
+from aaai23.harness.shell import run_cli
 from aaai23.l2x.config import (
     ANNOTATIONS_FILE,
     EMBEDDING_SIZE,
@@ -332,12 +333,12 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m aaai23.l2x.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/sample"), help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--reviews", type=int, default=4000, help="for training (default: %(default)s)")
-    parser.add_argument("--heldout", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--annotated", type=int, default=200, help="default: %(default)s")
+    parser = ArgumentParser(prog="python -m aaai23.l2x.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=path, default=Path("data/sample"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="default: %(default)s")
+    parser.add_argument("--reviews", type=positive_int, default=4000, help="for training (default: %(default)s)")
+    parser.add_argument("--heldout", type=positive_int, default=1000, help="default: %(default)s")
+    parser.add_argument("--annotated", type=positive_int, default=200, help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
         write_sample(args.output, args.seed, args.reviews, args.heldout, args.annotated)
@@ -349,4 +350,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main, "aaai23.l2x.sample")

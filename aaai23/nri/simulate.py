@@ -8,7 +8,6 @@ the first frame of a sample is the one after the first step. The same seed gives
 frames for any number of time steps.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from aaai23.errors import UsageError
+from aaai23.harness.config import ArgumentParser, whole_number
 from aaai23.harness.record import MARKER, claim_folder
+from aaai23.harness.shell import run_cli
 
 SPLITS = ("train", "valid", "test")
 SIZES = (50_000, 10_000, 10_000)
@@ -170,21 +171,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m aaai23.nri.simulate", description="Simulate graph layouts for NRI."
-    )
-    parser.add_argument("--timesteps", type=int, required=True, metavar="T", help="frames of each sample")
-    parser.add_argument("--vertices", type=int, default=10, metavar="n", help="vertices of each tree (10)")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m aaai23.nri.simulate", description="Simulate graph layouts for NRI.")
+    parser.add_argument("--timesteps", type=whole_number, required=True, metavar="T", help="frames of each sample")
+    parser.add_argument("--vertices", type=whole_number, default=10, metavar="n", help="vertices of each tree (10)")
     parser.add_argument(
         "--samples",
-        type=int,
+        type=whole_number,
         nargs=3,
         default=SIZES,
         metavar=("TRAIN", "VALID", "TEST"),
         help="samples of each split (50000 10000 10000)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the simulation (42)")
+    parser.add_argument("--seed", type=whole_number, default=42, help="seed of the simulation (42)")
     parser.add_argument("--suffix", help="end of the file names (_novar_1skip_{T}t_1r_graph{n})")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder for the six files")
     parser.add_argument("--sample", action="store_true", help=f"mark the folder as sample data: {MARKER}")
@@ -235,4 +234,4 @@ def _fill(data: np.memmap, edges: np.memmap, rng: np.random.Generator, progress:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, "aaai23.nri.simulate")

@@ -195,3 +195,12 @@ def test_bad_input_on_the_command_line_is_exit_code_two(tmp_path, capsys):
     assert sample.main(["--output", str(tmp_path / "file" / "below")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and "20 reviews" in errors[0] and "cannot write" in errors[1]
+
+
+@pytest.mark.parametrize("words", ["--seed 99999999999999999999", "--reviews 99999999999999999999", "--heldout 1_0"])
+def test_what_is_no_number_of_a_script_is_named(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        sample.main(["--output", str(tmp_path / "s"), *words.split()])
+    assert end.value.code == 2
+    assert f"{words.split()[0]}: expected a whole number" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

@@ -228,6 +228,8 @@ def test_the_marker_of_sample_data_is_optional_and_an_earlier_one_stays(tmp_path
         ("--timesteps 2 --vertices 1 --output out", "at least 2 vertices, got 1"),
         ("--timesteps 2 --samples 1 0 1 --output out", "samples must be at least 1, got 0"),
         ("--timesteps 2 --seed -1 --output out", "seed must not be negative, got -1"),
+        ("--timesteps 99999999999999999999 --output out", "--timesteps: expected a whole number"),
+        ("--timesteps 2 --vertices 1_0 --output out", "--vertices: expected a whole number"),
         ("--timesteps 2 --samples 1 1 1 --output file/out", "file"),
     ],
 )
