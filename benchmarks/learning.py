@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,9 +29,11 @@ from torch import Tensor
 from imle.aimle import aimle
 from imle.noise import GumbelNoiseDistribution
 from imle.solvers import select_k
+from imle.spo_plus import SPOPlusLoss
 from imle.target import AdaptiveTargetDistribution
 
 Decide = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of predictions, costs and solutions
 
 GRID, ITEMS, FEATURES, DEGREE, INSTANCES, BATCH, EPOCHS = 5, 32, 5, 4, 1000, 32, 20
 
@@ -82,6 +85,11 @@ def shortest_paths(seed: int) -> Problem:
     return Problem(features, costs, lambda theta: table[(theta @ table.mT).argmin(dim=1)], minimises=True)
 
 
+def best_set(table: Tensor) -> Decide:
+    """Return a solver that looks up the best of the sets `[sets, n]` that take no more items, less what is worth 0."""
+    return lambda theta: table[(theta.clamp(min=0) @ table.mT).argmax(dim=1)] * (theta > 0)
+
+
 def knapsacks(seed: int) -> Problem:
     """Return sets of items of which the weights of two kinds are at most 20 each."""
     generator = torch.Generator().manual_seed(seed)
@@ -101,31 +109,37 @@ def knapsacks(seed: int) -> Problem:
     for row, chosen in enumerate(sets):
         table[row, chosen] = 1.0
 
-    def solver(theta: Tensor) -> Tensor:
-        return table[(theta.clamp(min=0) @ table.mT).argmax(dim=1)] * (theta > 0)
-
     features, costs = predictable(ITEMS, 5.0, generator)
-    return Problem(features, costs.ceil(), solver, minimises=False)
+    return Problem(features, costs.ceil(), best_set(table), minimises=False)
 
 
-def regret(problem: Problem, seed: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
-    """Return the normalised test regret in percent after training on a loss of (predictions, costs, solutions)."""
+def train(problem: Problem, loss: Loss, seed: int, epochs: int = EPOCHS) -> tuple[torch.nn.Module, float]:
+    """Return a linear model after training, and the processor time of an epoch."""
     torch.manual_seed(seed)
-    best = problem.solver(problem.costs)
+    features, costs = problem.features[:INSTANCES], problem.costs[:INSTANCES]
+    best = problem.solver(costs)
     model = torch.nn.Linear(FEATURES, best.shape[1])
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(EPOCHS):
+    start = time.process_time()
+    for _ in range(epochs):
         for rows in torch.randperm(INSTANCES).split(BATCH):
             optimiser.zero_grad()
-            loss(model(problem.features[rows]), problem.costs[rows], best[rows]).backward()
+            loss(model(features[rows]), costs[rows], best[rows]).backward()
             optimiser.step()
+    return model, (time.process_time() - start) / epochs
+
+
+def regret(problem: Problem, seed: int, loss: Loss) -> float:
+    """Return the normalised test regret in percent after training."""
+    model, _ = train(problem, loss, seed)
+    features, costs = problem.features[INSTANCES:], problem.costs[INSTANCES:]
     with torch.no_grad():
-        decisions = problem.solver(model(problem.features[INSTANCES:]))
-    value, optimum = ((problem.costs[INSTANCES:] * z).sum(dtype=torch.float64) for z in (decisions, best[INSTANCES:]))
+        decisions = problem.solver(model(features))
+    value, optimum = ((costs * z).sum(dtype=torch.float64) for z in (decisions, problem.solver(costs)))
     return 100 * ((value - optimum).abs() / optimum.abs()).item()
 
 
-def decision_loss(decide: Decide, kind: str, minimises: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def decision_loss(decide: Decide, kind: str, minimises: bool) -> Loss:
     """Return the loss of decisions by predicted costs, a mean over instances and samples."""
 
     def loss(predictions: Tensor, costs: Tensor, best: Tensor) -> Tensor:
@@ -137,15 +151,10 @@ def decision_loss(decide: Decide, kind: str, minimises: bool) -> Callable[[Tenso
     return loss
 
 
-def spo_plus(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return the SPO+ loss, up to a constant of which the gradient is 0."""
-    sign = 1 if problem.minimises else -1
-
-    def loss(predictions: Tensor, costs: Tensor, best: Tensor) -> Tensor:
-        doubled = 2 * predictions - costs
-        return sign * (2 * predictions * best - doubled * problem.solver(doubled.detach())).sum(dim=1).mean()
-
-    return loss
+def spo_plus(solver: Decide, minimises: bool) -> Loss:
+    """Return the SPO+ loss, a mean over instances."""
+    loss = SPOPlusLoss(solver, _is_minimization=minimises)
+    return lambda predictions, costs, best: loss(predictions, costs, z_true=best).mean()
 
 
 def precision(estimator: Callable[..., Callable[[Decide], Decide]], seed: int, n: int = 400, k: int = 20) -> float:
@@ -177,7 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     seeds = range(parser.parse_args(argv).seeds)
     problems = [[make(seed) for seed in seeds] for make in (shortest_paths, knapsacks)]
     print(f"{'':40}{'path':>8}{'path L1':>9}{'knapsack':>10}{'L1':>7}{'subset':>8}", flush=True)
-    path, knapsack = ([regret(p, seed, spo_plus(p)) for seed, p in zip(seeds, same)] for same in problems)
+    path, knapsack = (
+        [regret(p, seed, spo_plus(p.solver, p.minimises)) for seed, p in zip(seeds, same)] for same in problems
+    )
     print(f"{'SPO+, which knows the solutions':40}{mean(path):8.2f}{'':9}{mean(knapsack):10.2f}", flush=True)
     for name, make in DEFAULTS.items():
         figures = []

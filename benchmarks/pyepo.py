@@ -17,41 +17,29 @@ import contextlib
 import functools
 import importlib.util
 import io
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.learning import FEATURES, INSTANCES, Decide, Loss, Problem, best_set, decision_loss, spo_plus, train
 from imle.aimle import aimle
 from imle.fenchel_young import FenchelYoungLoss
 from imle.perturbed import PerturbedOptimiser
 from imle.solvers import batched, shortest_path_arcs
-from imle.spo_plus import SPOPlusLoss
-
-INSTANCES, FEATURES, BATCH, EPOCHS = 1000, 5, 32, 20
-
-Solver = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of predictions, costs, solutions and their values
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Instances, PyEPO's model of them, a quick one with the same answers, and a solver of a batch."""
+class PyEPOProblem(Problem):
+    """A problem, PyEPO's model of it, and a quick one with the same answers."""
 
-    features: Tensor
-    costs: Tensor
     model: Any
     quick: Any
-    solver: Solver
-    minimises: bool
 
 
-def shortest_paths(seed: int) -> Problem:
+def shortest_paths(seed: int) -> PyEPOProblem:
     """Return paths to the right and down, by arcs."""
     from pyepo.data import shortestpath
     from pyepo.model.ort import shortestPathModel
@@ -71,7 +59,7 @@ def shortest_paths(seed: int) -> Problem:
     return problem(features, costs, model, table, solver)
 
 
-def knapsacks(seed: int) -> Problem:
+def knapsacks(seed: int) -> PyEPOProblem:
     """Return sets of items of which the weights of two kinds are at most 20 each."""
     from pyepo.data import knapsack
     from pyepo.model.ort import knapsackModel
@@ -86,15 +74,10 @@ def knapsacks(seed: int) -> Problem:
         sets = sets[rows]
         sets[np.arange(len(rows)), items] = 1
     table = np.concatenate(full)
-    lifted = torch.from_numpy(table)
-
-    def solver(theta: Tensor) -> Tensor:
-        return lifted[(theta.clamp(min=0) @ lifted.mT).argmax(dim=1)] * (theta > 0)
-
-    return problem(features, costs, knapsackModel(weights, [20, 20]), table, solver)
+    return problem(features, costs, knapsackModel(weights, [20, 20]), table, best_set(torch.from_numpy(table)))
 
 
-def problem(features: Any, costs: Any, model: Any, table: Any, solver: Solver) -> Problem:
+def problem(features: Any, costs: Any, model: Any, table: Any, solver: Decide) -> PyEPOProblem:
     """Return a problem whose quick model looks its solutions up in a table `[solutions, n]`."""
     from pyepo import EPO
     from pyepo.model.opt import optModel
@@ -118,10 +101,10 @@ def problem(features: Any, costs: Any, model: Any, table: Any, solver: Solver) -
             return z, float(z @ self.cost)
 
     features, costs = (torch.as_tensor(x, dtype=torch.float32) for x in (features, costs))
-    return Problem(features, costs, model, Quick(), solver, minimises)
+    return PyEPOProblem(features, costs, solver, minimises, model, Quick())
 
 
-def adapted(model: Any) -> Solver:
+def adapted(model: Any) -> Decide:
     """Return PyEPO's model as a solver of a batch; docs/pyepo.md."""
 
     def solve(costs: Any) -> Any:
@@ -131,60 +114,32 @@ def adapted(model: Any) -> Solver:
     return batched(solve)
 
 
-def decisions(decide: Solver, minimises: bool, kind: str) -> Loss:
-    """Return what decisions cost, or their distance from the best ones."""
-
-    def loss(predicted: Tensor, costs: Tensor, best: Tensor, values: Tensor) -> Tensor:
-        z = decide(predicted)
-        regret = (costs * z).sum(dim=1).mean() * (1 if minimises else -1)
-        return regret if kind == "regret" else F.l1_loss(z, best)
-
-    return loss
-
-
 def theirs(model: Any, minimises: bool) -> dict[str, Loss]:
     """Return PyEPO's methods."""
     from pyepo import func
 
-    fenchel_young = func.perturbedFenchelYoung(model, n_samples=1)
+    their_spo_plus, fenchel_young = func.SPOPlus(model), func.perturbedFenchelYoung(model, n_samples=1)
+    value = lambda costs, best: (costs * best).sum(dim=1, keepdim=True)  # noqa: E731
     return {
-        "PyEPO SPO+": func.SPOPlus(model),
-        "PyEPO Fenchel-Young": lambda predicted, costs, best, values: fenchel_young(predicted, best),
-        "PyEPO AI-MLE, regret": decisions(func.adaptiveImplicitMLE(model, n_samples=1), minimises, "regret"),
-        "PyEPO AI-MLE, L1": decisions(func.adaptiveImplicitMLE(model, n_samples=1), minimises, "L1"),
+        "PyEPO SPO+": lambda predicted, costs, best: their_spo_plus(predicted, costs, best, value(costs, best)),
+        "PyEPO Fenchel-Young": lambda predicted, costs, best: fenchel_young(predicted, best),
+        "PyEPO AI-MLE, regret": decision_loss(func.adaptiveImplicitMLE(model, n_samples=1), "regret", minimises),
+        "PyEPO AI-MLE, L1": decision_loss(func.adaptiveImplicitMLE(model, n_samples=1), "L1", minimises),
     }
 
 
-def ours(solver: Solver, minimises: bool) -> dict[str, Loss]:
+def ours(solver: Decide, minimises: bool) -> dict[str, Loss]:
     """Return our methods, the same losses."""
-    spo_plus = SPOPlusLoss(solver, _is_minimization=minimises)
     fenchel_young = FenchelYoungLoss(solver, PerturbedOptimiser(_is_minimization=minimises))
     return {
-        "SPOPlusLoss": lambda predicted, costs, best, values: spo_plus(predicted, costs, z_true=best).mean(),
-        "FenchelYoungLoss": lambda predicted, costs, best, values: fenchel_young(predicted, best).mean(),
-        "aimle(), regret": decisions(aimle(_is_minimization=minimises)(solver), minimises, "regret"),
-        "aimle(), L1": decisions(aimle(_is_minimization=minimises)(solver), minimises, "L1"),
+        "SPOPlusLoss": spo_plus(solver, minimises),
+        "FenchelYoungLoss": lambda predicted, costs, best: fenchel_young(predicted, best).mean(),
+        "aimle(), regret": decision_loss(aimle(_is_minimization=minimises)(solver), "regret", minimises),
+        "aimle(), L1": decision_loss(aimle(_is_minimization=minimises)(solver), "L1", minimises),
     }
 
 
-def train(problem: Problem, loss: Loss, seed: int, epochs: int = EPOCHS) -> tuple[torch.nn.Module, float]:
-    """Return a linear model after training, and the processor time of an epoch."""
-    torch.manual_seed(seed)
-    model = torch.nn.Linear(FEATURES, problem.costs.shape[1])
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    features, costs = problem.features[:INSTANCES], problem.costs[:INSTANCES]
-    best = problem.solver(costs)
-    values = (costs * best).sum(dim=1, keepdim=True)
-    start = time.process_time()
-    for _ in range(epochs):
-        for rows in torch.randperm(INSTANCES).split(BATCH):
-            optimiser.zero_grad()
-            loss(model(features[rows]), costs[rows], best[rows], values[rows]).backward()
-            optimiser.step()
-    return model, (time.process_time() - start) / epochs
-
-
-def regret(problem: Problem, model: torch.nn.Module) -> float:
+def regret(problem: PyEPOProblem, model: torch.nn.Module) -> float:
     """Return PyEPO's normalised regret on the other instances, in percent."""
     from pyepo import metric
     from pyepo.data.dataset import optDataset
@@ -194,7 +149,7 @@ def regret(problem: Problem, model: torch.nn.Module) -> float:
     return 100 * metric.regret(model, problem.quick, torch.utils.data.DataLoader(data, batch_size=INSTANCES))
 
 
-PROBLEMS: dict[str, Callable[[int], Problem]] = {"path": shortest_paths, "knapsack": knapsacks}
+PROBLEMS: dict[str, Callable[[int], PyEPOProblem]] = {"path": shortest_paths, "knapsack": knapsacks}
 
 
 def main(argv: list[str] | None = None) -> int:
