@@ -85,7 +85,22 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: torch.Genera
     return eps.to(like)
 
 
-class GumbelNoiseDistribution(SeedableNoiseDistribution):
+class _LocationScale(SeedableNoiseDistribution):
+    """Base of the noises that are a standard one, stretched and moved."""
+
+    def __init__(self, location: float = 0.0, scale: float = 1.0, device: Device = None) -> None:
+        self.location, self.scale = float(location), float(scale)
+        self.device = device
+        if not math.isfinite(self.location):
+            raise ValueError(f"location is {location}; it must be a finite number")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is {scale}; it must be a positive finite number")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
+
+
+class GumbelNoiseDistribution(_LocationScale):
     """Gumbel noise: with location 0 and scale 1, the MAP of perturbed scores is a draw from their softmax.
 
     Args:
@@ -100,10 +115,6 @@ class GumbelNoiseDistribution(SeedableNoiseDistribution):
         >>> GumbelNoiseDistribution().sample((2, 3)).shape
         torch.Size([2, 3])
     """
-
-    def __init__(self, location: float = 0.0, scale: float = 1.0, device: Device = None) -> None:
-        self.location, self.scale = _location_and_scale(location, scale)
-        self.device = device
 
     def sample(
         self,
@@ -131,11 +142,8 @@ class GumbelNoiseDistribution(SeedableNoiseDistribution):
         z = (value - self.location) / self.scale
         return -z - torch.exp(-z) - math.log(self.scale)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
 
-
-class NormalNoiseDistribution(SeedableNoiseDistribution):
+class NormalNoiseDistribution(_LocationScale):
     """Normal (Gaussian) noise.
 
     Args:
@@ -150,10 +158,6 @@ class NormalNoiseDistribution(SeedableNoiseDistribution):
         >>> NormalNoiseDistribution().sample((2, 3)).shape
         torch.Size([2, 3])
     """
-
-    def __init__(self, location: float = 0.0, scale: float = 1.0, device: Device = None) -> None:
-        self.location, self.scale = _location_and_scale(location, scale)
-        self.device = device
 
     def sample(
         self,
@@ -177,9 +181,6 @@ class NormalNoiseDistribution(SeedableNoiseDistribution):
         """Return the log-density at each entry of `value`, with its shape; differentiable."""
         z = (value - self.location) / self.scale
         return -z.square() / 2 - math.log(self.scale * math.sqrt(2 * math.pi))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(location={self.location}, scale={self.scale}, device={self.device!r})"
 
 
 class SumOfGammaNoiseDistribution(SeedableNoiseDistribution):
@@ -289,14 +290,6 @@ class SumOfGammaNoiseDistribution(SeedableNoiseDistribution):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(k={self.k}, nb_iterations={self.nb_iterations}, device={self.device!r})"
-
-
-def _location_and_scale(location: float, scale: float) -> tuple[float, float]:
-    if not math.isfinite(location):
-        raise ValueError(f"location is {location}; it must be a finite number")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it must be a positive finite number")
-    return float(location), float(scale)
 
 
 def _floating(dtype: torch.dtype | None) -> torch.dtype:
