@@ -9,6 +9,7 @@ if "editable_wheel" in sys.argv:
     packages.append("aaai23*")
     commands = [
         "l2x-cli = aaai23.scripts:l2x",
+        "synth-cli = aaai23.scripts:synth",
         "torch-nri-cli = aaai23.scripts:nri",
         "torch-vae-cli = aaai23.scripts:vae",
     ]

@@ -13,6 +13,11 @@ def vae() -> None:
     run_cli("aaai23.dvae.cli", "torch-vae-cli.py")
 
 
+def synth() -> None:
+    """Run the measures of gradients."""
+    run_cli("aaai23.synth.cli", "synth-cli.py")
+
+
 def nri() -> None:
     """Run Neural Relational Inference."""
     run_cli("aaai23.nri.cli", "torch-nri-cli.py")

@@ -18,7 +18,7 @@ Without `--quick`, on 128 problems; other structures, and the paper's Fig. 1:
 A record and a picture, PNG and SVG, go to results/synth/. `--help` lists all flags.
 """
 
-from aaai23.synth.cli import entry
+from aaai23.scripts import synth
 
 if __name__ == "__main__":
-    entry()
+    synth()

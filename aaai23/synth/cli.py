@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import shlex
 import sys
@@ -22,7 +21,7 @@ from aaai23.harness.record import (
     plain,
     write_record,
 )
-from aaai23.harness.shell import configure_logging, run_cli, say_unread
+from aaai23.harness.shell import configure_logging, say_unread
 from aaai23.synth.config import MEASURES, QUICK, SynthConfig
 
 SCRIPT = "synth-cli.py"
@@ -105,6 +104,3 @@ def describe(entry: Mapping[str, Any]) -> str:
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             words.append(f"{key} {text}" + (f" ± {entry[key + '_se']:.2g}" if f"{key}_se" in entry else ""))
     return ", ".join(words)
-
-
-entry = functools.partial(run_cli, main, SCRIPT)
