@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imle._numerics import name_rows
 from imle.solver import assign, own
+from imle.solvers._checks import check_floating
 from imle.solvers._pool import Failure, Here, Instance, Processes, Solve, Threads
 
 _CHUNKS_PER_WORKER = 4  # enough to even out instances of unequal difficulty
@@ -90,8 +91,7 @@ class BatchedSolver:
         """Solve each instance of theta [B, ...] and return the stacked results [B, ...]."""
         if theta.dim() == 0:
             raise ValueError("theta needs a batch dimension, [B, ...]; it is a single number")
-        if not theta.is_floating_point():
-            raise TypeError(f"theta must be floating point, not {theta.dtype}; convert it first")
+        check_floating("theta", theta)
         if len(theta) == 0:
             return torch.zeros_like(theta)
         if "instance_ids" in kwargs or self.on_error == "previous":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imle import _numerics
 from imle._compile import eager
+from imle.solvers._checks import check_floating, sum_dtype
 
 _STEPS = {
     4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -52,8 +53,7 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
     """
     if neighbours not in _STEPS:
         raise ValueError(f"neighbours must be 4 or 8; it is {neighbours}")
-    if not costs.is_floating_point():
-        raise TypeError(f"costs must be floating point, not {costs.dtype}; convert them first")
+    check_floating("costs", costs)
     # No other number of dimensions: flat costs [B, cells] would be one large grid.
     if costs.dim() != 3 or 0 in costs.shape[1:]:
         raise ValueError(f"costs must be a batch of grids, [B, H, W]; their shape is {tuple(costs.shape)}")
@@ -65,7 +65,7 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
 
 def _non_negative(costs: Tensor) -> Tensor:
     """Return costs in 0..wall, where even a sum of walls over the whole grid is finite."""
-    dtype = torch.float64 if costs.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(costs)
     wall = torch.finfo(dtype).max / (2 * costs.shape[0] * costs.shape[1])
     return costs.to(dtype).nan_to_num(nan=wall).clamp(0.0, wall).contiguous()
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from imle.solvers._checks import check_floating, sum_dtype
+
 
 def spanning_tree(weights: Tensor) -> Tensor:
     """Return the adjacency matrix of the maximum spanning tree of each complete graph.
@@ -35,7 +37,7 @@ def spanning_tree(weights: Tensor) -> Tensor:
                  [1., 0., 1.],
                  [0., 1., 0.]]])
     """
-    _check_floating(weights)
+    check_floating("weights", weights)
     if weights.dim() < 2 or weights.shape[-1] != weights.shape[-2] or weights.shape[-1] == 0:
         raise ValueError(f"weights must be square matrices [..., n, n]; their shape is {tuple(weights.shape)}")
     return _tree(_mean_of_triangles(weights.detach())).to(weights.dtype)
@@ -61,7 +63,7 @@ def spanning_tree_edges(weights: Tensor) -> Tensor:
         >>> spanning_tree_edges(torch.tensor([[3.0, 1.0, 2.0]]))
         tensor([[1., 0., 1.]])
     """
-    _check_floating(weights)
+    check_floating("weights", weights)
     edges = weights.shape[-1] if weights.dim() else -1
     n = (1 + math.isqrt(1 + 8 * max(edges, 0))) // 2
     if n * (n - 1) // 2 != edges:
@@ -72,15 +74,10 @@ def spanning_tree_edges(weights: Tensor) -> Tensor:
     return _tree(matrix)[..., u, v]
 
 
-def _check_floating(weights: Tensor) -> None:
-    if not weights.is_floating_point():
-        raise TypeError(f"weights must be floating point, not {weights.dtype}; convert them first")
-
-
 def _mean_of_triangles(weights: Tensor) -> Tensor:
     """Return the mean of each entry [u, v] and its mirror [v, u], in float32 or float64."""
     # Halved first: the sum of two entries might overflow. An infinite entry stays infinite, -inf and inf make NaN.
-    half = 0.5 * (weights.float() if weights.itemsize < 4 else weights)
+    half = 0.5 * weights.to(sum_dtype(weights))
     return half + half.mT
 
 

@@ -7,6 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from imle.solvers._checks import check_floating
+
 # Short rows in great number (a VAE asks for 40,000 rows of 20) are where `torch.topk` is slow on a CPU: it
 # sorts one row at a time. A sorting network works on all rows at once, with vector instructions. The limits are
 # where it wins by a tenth or more; with fewer rows, the cost of starting so many operations is more than it saves.
@@ -79,8 +81,7 @@ def mathias_select_k(theta: Tensor, k: int) -> Tensor:
 def _check(theta: Tensor, k: int, smallest_k: int) -> None:
     if theta.dim() == 0:
         raise ValueError("theta needs at least one dimension, [B, ..., N]; it is a single number")
-    if not theta.is_floating_point():
-        raise TypeError(f"theta must be floating point, not {theta.dtype}; convert it first")
+    check_floating("theta", theta)
     if not smallest_k <= k <= theta.shape[-1]:
         raise ValueError(f"k must be between {smallest_k} and {theta.shape[-1]}, the entries of a row; it is {k}")
 
