@@ -125,9 +125,14 @@ def largest_factor(x: Tensor) -> float:
     return torch.finfo(torch.promote_types(x.dtype, torch.float32)).max
 
 
+def beside(numbers: Tensor, x: Tensor) -> Tensor:
+    """Return numbers `[B]` as `[B, 1, ...]`, with as many dimensions as x `[B, ...]`."""
+    return numbers.view(-1, *[1] * (x.dim() - 1))
+
+
 def rows_with(condition: Tensor) -> Tensor:
     """Return which of the B rows of a condition `[B, ...]` hold anywhere, `[B, 1, ...]`."""
-    return condition.flatten(1).any(dim=1).view(-1, *[1] * (condition.dim() - 1))
+    return beside(condition.flatten(1).any(dim=1), condition)
 
 
 def name_rows(condition: Tensor) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from imle.decorator import decorator
-from imle.finite_difference import FiniteDifference, Solve
+from imle.finite_difference import FiniteDifference
+from imle.perturb_and_map import Solve
 from imle.target import AdaptiveTargetDistribution
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from imle._numerics import times
 from imle.decorator import decorator
 from imle.one_temperature import OneTemperature
+from imle.perturb_and_map import Solve
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,13 +52,7 @@ class BlackboxDifferentiation(OneTemperature):
             raise ValueError(f"interpolation must be a finite number above 0, not {self.interpolation!r}")
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         size = torch.full((), self.sign * self.interpolation, dtype=torch.float32, device=dy.device)

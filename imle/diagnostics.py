@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imle._numerics import beside
 from imle.noise import draw
 from imle.perturb_and_map import Estimator
 from imle.sfe import score_function_loss
@@ -208,7 +209,7 @@ def _difference(
         return _losses(loss, solve(parameters).flatten(0, 1).clone())
 
     # (loss(theta + h xi) - loss(theta - h xi)) / 2h  xi
-    rise = ((losses(step) - losses(-step)) / (2 * step)).view(-1, *[1] * (theta.dim() - 1))
+    rise = beside((losses(step) - losses(-step)) / (2 * step), theta)
     return (rise * xi).unflatten(0, (len(theta), solve.rows)).mean(dim=1), step
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from imle.decorator import decorator
 from imle.finite_difference import walls
 from imle.one_temperature import OneTemperature
+from imle.perturb_and_map import Solve
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,13 +69,7 @@ class IdentityWithProjection(OneTemperature):
         return super().perturb(torch.where(seen, centred / length, theta).to(theta.dtype), noise)
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g = P'(theta)^T dy `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         g = self.average(dy) * self.sign

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from imle._numerics import host_may_wait
 from imle.decorator import decorator
-from imle.finite_difference import FiniteDifference, Solve
+from imle.finite_difference import FiniteDifference
+from imle.perturb_and_map import Solve
 from imle.target import TargetDistribution
 
 

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from imle._compile import eager
-from imle._numerics import host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
+from imle._numerics import beside, host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
 from imle._reentry import differentiated_row_by_row, repeatable
 from imle.noise import draw
 from imle.solver import BoundSolver, DifferentiableSolver, ReverseMode, Solver
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
+Solve = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,13 +216,7 @@ class PerturbAndMAP(Estimator[Tensor]):
         return _PerturbAndMAP.apply(theta, noise, self, bound, take_note, *bound.mapped())
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """The rule: return g `[B, S, ...]`, before it is averaged over S.
 
@@ -243,7 +238,7 @@ class PerturbAndMAP(Estimator[Tensor]):
         dy, finite = self.check_gradient(dy)
         z, dy = z.unflatten(0, rows), dy.unflatten(0, rows)
         if solver.skipped is not None:
-            skipped = solver.skipped.view(-1, *[1] * (theta.dim() - 1))
+            skipped = beside(solver.skipped, theta)
             theta, dy = theta.masked_fill(skipped, 0.0), dy.masked_fill(skipped.unsqueeze(1), 0.0)
         if host_may_wait(theta):  # the forward pass has refused a broken theta
             g = self.gradient(solver, theta, noise, z, dy, take_note)
@@ -253,7 +248,7 @@ class PerturbAndMAP(Estimator[Tensor]):
             theta, dy = theta.masked_fill(broken, 0.0), dy.masked_fill(broken.unsqueeze(1), torch.nan)
             g = self.gradient(solver, theta, noise, z, dy, take_note).mean(dim=1).masked_fill(broken, torch.nan)
         if solver.skipped is not None:
-            g = g.masked_fill(solver.skipped.view(-1, *[1] * (theta.dim() - 1)), 0.0)
+            g = g.masked_fill(beside(solver.skipped, theta), 0.0)
         return g if finite is None else torch.where(finite, g, torch.nan)
 
     def average(self, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from imle.decorator import decorator
 from imle.noise import NormalNoiseDistribution
 from imle.one_temperature import OneTemperature
+from imle.perturb_and_map import Solve
 from imle.solver import Solver
 
 
@@ -93,13 +93,7 @@ class PerturbedOptimiser(OneTemperature):
         return theta.unsqueeze(1) * torch.exp(self.tau * noise - self.tau**2 / 2)
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         assert noise is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from imle.decorator import decorator
 from imle.one_temperature import OneTemperature
+from imle.perturb_and_map import Solve
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,13 +38,7 @@ class STE(OneTemperature):
     """
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g = dy `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         g = self.average(dy)

@@ -22,7 +22,7 @@ from imle import target
 from imle._numerics import finite_number, host_may_wait, rows_with, times
 from imle.aimle import AIMLE
 from imle.imle import IMLE
-from imle.perturb_and_map import PerturbAndMAP
+from imle.perturb_and_map import PerturbAndMAP, Solve
 
 Solver = Callable[..., Any]
 
@@ -246,13 +246,7 @@ class _AsTold(PerturbAndMAP):
         return self.noise_distribution is not None and self.tau + self.target_noise_temperature > 0
 
     def gradient(
-        self,
-        solve: Callable[[Tensor], Tensor],
-        theta: Tensor,
-        noise: Tensor | None,
-        z: Tensor,
-        dy: Tensor,
-        take_note: bool,
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         dy = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
         repeated = theta.repeat_interleave(self.rows, dim=0)

@@ -55,7 +55,7 @@ def answer(z: Tensor, without: Tensor, reason: str) -> Tensor:
 
 def nan_in(z: Tensor, rows: Tensor | None) -> Tensor:
     """Return z `[B, ...]` with NaN in some rows `[B]`."""
-    return z if rows is None else z.masked_fill(rows.view(-1, *[1] * (z.dim() - 1)), torch.nan)
+    return z if rows is None else z.masked_fill(_numerics.beside(rows, z), torch.nan)
 
 
 def scipy_optimize(solver: str) -> Any:
