@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imle._numerics import largest_factor, times
+from imle._numerics import beside, largest_factor, quotient, times
 from imle.target import BaseTargetDistribution
 
 _STEP = 4.0  # in standard deviations of the perturbed parameters, for one sample; benchmarks/learning.py
@@ -49,7 +49,7 @@ class AutoTargetDistribution(BaseTargetDistribution):
             walled: `[B, ...]`, which entries of theta are masks; None where none is.
         """
         if not dy.numel():
-            return dy.new_zeros(dy.shape[0], *[1] * (dy.dim() - 1))
+            return beside(dy.new_zeros(dy.shape[0]), dy)
         dtype = torch.promote_types(dy.dtype, torch.float32)
         values = theta.flatten(1).to(dtype)
         variance = _variance(values, None if walled is None else ~walled.flatten(1))
@@ -61,12 +61,21 @@ class AutoTargetDistribution(BaseTargetDistribution):
         # lambda = a ||dy||_1 / ||dy||_2^2
         size = step * magnitude.sum(dim=1) / magnitude.square().sum(dim=1) / largest
         size = torch.where(largest > 0, size.clamp(max=largest_factor(dy)), 0.0)
-        return size.view(-1, *[1] * (dy.dim() - 1))
+        return beside(size, dy)
+
+    def step_size(
+        self, theta: Tensor, dy: Tensor, noise: Tensor | None, noise_temperature: float, walled: Tensor | None
+    ) -> Tensor:
+        """Return lambda `[B, 1, ...]` in units of theta and tau' eps; see `BaseTargetDistribution.step_size`."""
+        sigma: Tensor | float = 0.0
+        if noise is not None:
+            norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
+            sigma = norm * (noise_temperature / max(noise.numel(), 1) ** 0.5)
+        return self.perturbation_size(theta, dy, sigma, walled)
 
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the difference divided by lambda, zero where lambda is zero."""
-        inverse = torch.where(perturbation_size > 0, 1.0 / perturbation_size, 0.0)
-        return times(difference, inverse.clamp(max=largest_factor(difference)))
+        return times(difference, quotient(1.0, perturbation_size, largest_factor(difference)))
 
 
 def _variance(values: Tensor, seen: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +11,8 @@ from torch import Tensor
 from imle._numerics import host_may_wait, times
 from imle.auto import AutoTargetDistribution
 from imle.noise import GumbelNoiseDistribution
-from imle.perturb_and_map import PerturbAndMAP
+from imle.perturb_and_map import PerturbAndMAP, Solve
 from imle.target import BaseTargetDistribution
-
-Solve = Callable[[Tensor], Tensor]
 
 # Powers of ten of the magnitudes between which walls are looked for: float64 ends at 308.
 _DECADES = 320
@@ -111,14 +108,7 @@ class FiniteDifference(PerturbAndMAP):
 
     def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor) -> Tensor:
         """Return lambda from theta `[B, ...]`, eps and dy `[B, R, ...]`."""
-        walled = walls(theta, self.sign)
-        if not isinstance(self.target, AutoTargetDistribution):
-            return self.target.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
-        sigma: Tensor | float = 0.0
-        if noise is not None:
-            norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
-            sigma = norm * (self.target_noise_temperature / max(noise.numel(), 1) ** 0.5)
-        return self.target.perturbation_size(theta, dy, sigma, walled)
+        return self.target.step_size(theta, dy, noise, self.target_noise_temperature, walls(theta, self.sign))
 
     def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.

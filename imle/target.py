@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from imle._numerics import (
+    beside,
     count_nonzero,
     evidence,
     exact,
@@ -45,6 +46,20 @@ class BaseTargetDistribution(nn.Module, ABC):
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
         """Return lambda from theta `[B, ...]` and dy `[B, R, ...]`: 0-dimensional, or `[B, 1, ...]` for each row."""
+
+    def step_size(
+        self, theta: Tensor, dy: Tensor, noise: Tensor | None, noise_temperature: float, walled: Tensor | None
+    ) -> Tensor:
+        """Return lambda as `perturbation_size` does, which masks are kept from.
+
+        Args:
+            theta: `[B, ...]`.
+            dy: `[B, R, ...]`.
+            noise: eps `[B, R, ...]`, or None.
+            noise_temperature: tau'.
+            walled: `[B, ...]`, which entries of theta are masks; None where none is.
+        """
+        return self.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
 
     @abstractmethod
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
@@ -222,7 +237,7 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         """
         self._follow(dy.device)
         if self.per_instance:
-            theta_norm, dy_norm = (row_norms(x).view(-1, *[1] * (dy.dim() - 1)) for x in (theta, dy))
+            theta_norm, dy_norm = (beside(row_norms(x), dy) for x in (theta, dy))
         else:
             theta_norm, dy_norm = safe_norm(theta), safe_norm(dy)
             if self._processes is not None:
