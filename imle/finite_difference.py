@@ -91,8 +91,9 @@ class FiniteDifference(PerturbAndMAP):
         g = self.target.scale(difference, theta, dy, size)
         if take_note:
             skipped = getattr(solve, "skipped", None)
-            solved = slice(None) if skipped is None else ~skipped
-            self.target.update(difference[solved], dy[solved])
+            if skipped is not None:
+                difference, dy = difference[~skipped], dy[~skipped]
+            self.target.update(difference, dy)
         return g
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
