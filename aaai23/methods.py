@@ -44,7 +44,7 @@ class MethodSettings:
         perturbation_size: lambda of the standard target, beta at the start of the adaptive one.
         gradient_scaling: divide by lambda (standard target; the adaptive one always does).
         beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
-        exact_scaling: of the adaptive rule: its gradient does not grow with S; see `AdaptiveTargetDistribution`.
+        exact_scaling: of the adaptive and the auto target: the gradient does not grow with S; see there.
         ste_noise, ste_noise_temperature: of ste.
         relaxation_temperature: lower is closer to discrete and has gradients of larger variance.
         hard: sst and gumbel-softmax sample discrete solutions, with the gradient of the relaxed ones.
@@ -89,7 +89,7 @@ TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
         target_norm=settings.target_norm,
         exact_scaling=settings.exact_scaling,
     ),
-    "auto": lambda settings: AutoTargetDistribution(),
+    "auto": lambda settings: AutoTargetDistribution(exact_scaling=settings.exact_scaling),
 }
 
 

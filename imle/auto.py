@@ -28,6 +28,10 @@ class AutoTargetDistribution(BaseTargetDistribution):
     An instance whose dy is zero has lambda 0 and no gradient; so has one without noise of which all entries are equal.
     Entries that no solution can take (masks such as -inf or -1e9) count for nothing in the variance.
 
+    Args:
+        exact_scaling: divide the difference by lambda. False makes the gradient sqrt(R) larger, as that of
+            `AdaptiveTargetDistribution` is by default, for settings that were found with it.
+
     Example:
         >>> target = AutoTargetDistribution()
         >>> theta, dy = torch.tensor([[-1.0, 1.0]]), torch.tensor([[[2.0, 0.0]]])
@@ -36,6 +40,10 @@ class AutoTargetDistribution(BaseTargetDistribution):
     """
 
     alpha = 1.0
+
+    def __init__(self, exact_scaling: bool = True):
+        super().__init__()
+        self.exact_scaling = exact_scaling
 
     def perturbation_size(
         self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0, walled: Tensor | None = None
@@ -75,7 +83,12 @@ class AutoTargetDistribution(BaseTargetDistribution):
 
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the difference divided by lambda, zero where lambda is zero."""
-        return times(difference, quotient(1.0, perturbation_size, largest_factor(difference)))
+        repeated = 1.0 if self.exact_scaling else dy.shape[1] ** 0.5
+        return times(difference, quotient(repeated, perturbation_size, largest_factor(difference)))
+
+    def extra_repr(self) -> str:
+        """The option, for print()."""
+        return "" if self.exact_scaling else "exact_scaling=False"
 
 
 def _variance(values: Tensor, seen: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from aaai23.l2x import cli as l2x_cli
 from aaai23.l2x import train as l2x_train
 from aaai23.methods import METHODS, MethodSettings, beta_of
 from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
 from imle.imle import imle
 from imle.k_subsets import marginals as k_subset_marginals
 from imle.layers import MAPLayer
@@ -109,6 +110,8 @@ L2X = {
     "-M aimle --aimle-target adaptive --imle-lambda 0 --imle-input-temperature 1": lambda: with_noise(
         aimle, AdaptiveTargetDistribution(**DEFAULT_ADAPTIVE), SOG, target_tau=10.0
     ),
+    "-M aimle --aimle-target auto --imle-noise gumbel --imle-input-temperature 1 --imle-output-temperature 1 "
+    "--imle-samples 3": lambda: with_noise(aimle, AutoTargetDistribution(), GUMBEL, 3),
     "-M ste": lambda: MAPLayer(select_three, ste(noise_distribution=SOG, noise_temperature=0.0)),
     "-M ste --ste-noise gumbel --ste-temperature 2 --imle-input-temperature 5 --imle-samples 3": lambda: MAPLayer(
         select_three, ste(noise_distribution=GUMBEL, noise_temperature=2.0, nb_samples=3)
@@ -133,6 +136,9 @@ VAE = {
     ),
     "-M aimle --aimle-target adaptive --imle-lambda 0 --imle-temperature 1": lambda: with_noise(
         aimle, AdaptiveTargetDistribution(**DEFAULT_ADAPTIVE), SOG
+    ),
+    "-M aimle --aimle-target auto --imle-noise gumbel --imle-temperature 1 --imle-samples 3": lambda: with_noise(
+        aimle, AutoTargetDistribution(exact_scaling=False), GUMBEL, 3
     ),
     "-M ste": lambda: MAPLayer(select_three, ste(noise_distribution=SOG, noise_temperature=0.0)),
     "-M ste --ste-noise gumbel --ste-temperature 2 --imle-temperature 5 --imle-samples 2": lambda: MAPLayer(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imle.aimle import aimle
+from imle.auto import AutoTargetDistribution
 from imle.imle import imle
 from imle.noise import GumbelNoiseDistribution
 from imle.solvers import select_k
@@ -120,13 +121,14 @@ def test_the_adaptive_gradient_is_the_formula_with_the_step_relative_to_theta(sy
 
 
 @pytest.mark.parametrize("nb_samples", [1, 2, 9])
-def test_the_two_scalings_differ_by_the_root_of_the_number_of_samples(nb_samples):
+@pytest.mark.parametrize("target", [AdaptiveTargetDistribution, AutoTargetDistribution])
+def test_the_two_scalings_differ_by_the_root_of_the_number_of_samples(target, nb_samples):
     theta, dy = torch.randn(4, 5), torch.randn(4 * nb_samples, 5)
     found = {}
     for exact in (False, True):
         torch.manual_seed(1)
         estimator = aimle(
-            target_distribution=AdaptiveTargetDistribution(exact_scaling=exact),
+            target_distribution=target(exact_scaling=exact),
             noise_distribution=GumbelNoiseDistribution(),
             nb_samples=nb_samples,
         )
