@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from published import published_points
+
 from aaai23.harness.record import STEPS
 
 if TYPE_CHECKING:
@@ -81,7 +83,10 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
     """Draw what was logged, a row of axes for each panel, mean ± standard deviation over seeds."""
     panels = _panels(rows)
     height = max(2.9, *(0.6 + 0.22 * len(members) for members in panels.values()))
-    figure, axes = _axes(table, "mean ± standard deviation over seeds", len(panels), len(table.task.curves), height)
+    kind = "mean ± standard deviation over seeds"
+    if any(_points(row, key) for row in rows for key in table.task.curves):
+        kind += ", published (crosses)"
+    figure, axes = _axes(table, kind, len(panels), len(table.task.curves), height)
     for line, (panel, members) in zip(axes, panels.items()):
         for axis, (key, title) in zip(line, table.task.curves.items()):
             for label, row, colour in members:
@@ -111,6 +116,14 @@ def _curve(axis: Axes, row: Row, key: str, label: str, colour: str) -> None:
     axis.plot(steps, means, label=label, color=colour, marker="." if len(steps) < 20 else "")
     low, high = ([mean + sign * d for mean, d in zip(means, deviations)] for sign in (-1, 1))
     axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    if published := _points(row, key):
+        axis.plot(*zip(*published), "x", color="black")
+
+
+def _points(row: Row, key: str) -> tuple[tuple[int, float], ...]:
+    """Return what is published of a curve; nothing beside sample data."""
+    group = row.group
+    return () if group.sample_data else published_points(group.task, key, group.settings)
 
 
 def curve(runs: Sequence[Record], key: str, step_name: str) -> Iterator[tuple[float, float, float]]:

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -369,6 +370,37 @@ def test_a_setting_that_a_record_lacks_counts_as_its_default():
     for lacking, value in (("batch_size", 593.5313), ("nb_samples", None)):  # by default 100, as published, and 1
         left = {key: it for key, it in settings.items() if key != lacking}
         assert getattr(published.published_value("vae", "loss", left), "value", None) == value
+
+
+@pytest.mark.parametrize("task", ["vae", "nri"])
+def test_published_curves_stand_beside_runs_of_any_length_and_of_no_other_settings(task):
+    from plots import _curves
+
+    keys = {"vae": ("loss", "test_loss", "beta"), "nri": ("val_elbo", "val_precision")}[task]
+    length = {"vae": "epochs", "nri": "num_iterations"}[task]
+    config, _ = cli_of(task).parse_arguments(PUBLISHED[task].split())
+
+    def crosses(config, sample_data=False):
+        history = [{"epoch": 1, **dict.fromkeys(keys, 1.0)}]
+        record = SimpleNamespace(history=history)
+        group = SimpleNamespace(
+            task=task,
+            settings=plain(config.settings()),
+            sample_data=sample_data,
+            finished=[record],
+            method=config.method,
+            name="run",
+        )
+        table = SimpleNamespace(task=tables.TASKS[task], title=task)
+        figure = _curves(table, [SimpleNamespace(group=group)])
+        lines = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "x"]
+        return [list(zip(*line.get_data())) for line in lines]
+
+    known = [list(published.published_points(task, key, plain(config.settings()))) for key in keys]
+    assert all(known) and crosses(config) == crosses(replace(config, **{length: 7})) == known
+    assert crosses(replace(config, batch_size=7)) == crosses(config, sample_data=True) == []
+    last = {"vae": [593.5313, 60.20955, 0.27], "nri": [-1660.797, 0.6375]}[task]
+    assert [points[-1][1] for points in known] == last
 
 
 # plots, size, other tasks
