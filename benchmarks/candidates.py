@@ -190,6 +190,32 @@ class Flattened(AIMLE):
         return size * (1 - differ).clamp(min=0.1).view_as(size)
 
 
+class Bent(AIMLE):
+    """A direction that knows the curvature of the loss, and so points where a large step should go.
+
+    Let f(z') = f(z) + <dy, z' - z> + q ||z' - z||^2 / 2. For solutions z' of 0 and 1, or of one length, that is linear
+    in z', with coefficients dy + q (1/2 - z). The noise tells q without a further call: it moves z, and with it dy, and
+    belongs to no instance: q = Cov(dy, eps) / Cov(z, eps), over the batch and the last passes.
+    """
+
+    KEPT = 0.9
+
+    def gradient(
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+    ) -> Tensor:
+        """Return g `[B, S, ...]`."""
+        assert noise is not None
+        target: Any = self.target
+        moves, bends = getattr(target, "moved", (0.0, 0.0))
+        eps = noise - noise.mean()
+        target.moved = moves, bends = (
+            self.KEPT * moves + (z * eps).mean().item(),
+            self.KEPT * bends + (dy * eps).mean().item(),
+        )
+        dy = dy + bends / moves * (0.5 - z)
+        return super().gradient(solve, theta, noise, z, dy, take_note)
+
+
 class AntitheticGumbel(BaseNoiseDistribution):
     """Gumbel noise of which the samples of an instance are pairs, of quantiles u and 1 - u."""
 
@@ -254,6 +280,8 @@ CANDIDATES: dict[str, Candidate] = {
     "auto, shared sides": Candidate(AutoTargetDistribution, SharedSides),
     "auto, antithetic, shared sides": Candidate(AutoTargetDistribution, SharedSides, AntitheticGumbel),
     "auto, controlled": Candidate(AutoTargetDistribution, Controlled),
+    "auto, bent": Candidate(AutoTargetDistribution, Bent),
+    "auto, bent, antithetic": Candidate(AutoTargetDistribution, Bent, AntitheticGumbel),
     "auto, flattened": Candidate(AutoTargetDistribution, Flattened),
     "auto, antithetic, flattened": Candidate(AutoTargetDistribution, Flattened, AntitheticGumbel),
 }
