@@ -50,17 +50,18 @@ class ClosedForm(AutoTargetDistribution):
         constant: of the step, in standard deviations of the perturbed theta.
         power: the step goes with R^-power.
         shared: one lambda for all rows of the batch.
+        spread: how much of theta's own variance counts beside that of the noise.
     """
 
-    def __init__(self, constant: float = 4.0, power: float = 0.5, shared: bool = False):
+    def __init__(self, constant: float = 4.0, power: float = 0.5, shared: bool = False, spread: float = 1.0):
         super().__init__()
-        self.constant, self.power, self.shared = constant, power, shared
+        self.constant, self.power, self.shared, self.spread = constant, power, shared, spread
 
     def perturbation_size(
         self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0, walled: Tensor | None = None
     ) -> Tensor:
         """Return lambda `[B, 1, ...]`."""
-        size = super().perturbation_size(theta, dy, sigma, walled)
+        size = super().perturbation_size(self.spread**0.5 * theta, dy, sigma, walled)
         size = size * (self.constant / 4.0 * dy.shape[1] ** (0.5 - self.power))
         if self.shared:
             weights = dy.flatten(1).square().sum(dim=1).view_as(size)
@@ -264,6 +265,8 @@ CANDIDATES: dict[str, Candidate] = {
     "auto, 2 S^-1/5": Candidate(partial(ClosedForm, 2.0, 0.2)),
     "auto, constant 2": Candidate(partial(ClosedForm, 2.0)),
     "auto, constant 8": Candidate(partial(ClosedForm, 8.0)),
+    "auto, noise alone": Candidate(partial(ClosedForm, spread=0.0)),
+    "auto, noise alone, constant 1": Candidate(partial(ClosedForm, 1.0, spread=0.0)),
     "auto, one lambda": Candidate(partial(ClosedForm, shared=True)),
     "multiplied, c=1": Candidate(partial(Multiplied, target_norm=1.0, beta_update_step=0.0, exact_scaling=True)),
     "lambda per instance, c=1": paper(1, per_instance=True),
