@@ -217,6 +217,25 @@ class Bent(AIMLE):
         return super().gradient(solve, theta, noise, z, dy, take_note)
 
 
+class Calibrated(AIMLE):
+    """A gradient of the size that the noise tells, which a difference over a large step falls short of.
+
+    Both z against eps and the difference against the step have a slope, a mean diagonal of the same Jacobian; the
+    gradient is multiplied by their ratio, over the batch.
+    """
+
+    def gradient(
+        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+    ) -> Tensor:
+        """Return g `[B, S, ...]`."""
+        assert noise is not None
+        g = super().gradient(solve, theta, noise, z, dy, take_note)
+        eps = noise - noise.mean()
+        by_noise = (z * eps).sum() / eps.square().sum()  # negative for a solver that minimises
+        by_step = (g * dy).sum() / dy.square().sum()
+        return g * (by_noise.abs() / by_step.clamp(min=1e-30)).clamp(0.0, 1e3)
+
+
 class AntitheticGumbel(BaseNoiseDistribution):
     """Gumbel noise of which the samples of an instance are pairs, of quantiles u and 1 - u."""
 
@@ -283,6 +302,8 @@ CANDIDATES: dict[str, Candidate] = {
     "auto, shared sides": Candidate(AutoTargetDistribution, SharedSides),
     "auto, antithetic, shared sides": Candidate(AutoTargetDistribution, SharedSides, AntitheticGumbel),
     "auto, controlled": Candidate(AutoTargetDistribution, Controlled),
+    "auto, calibrated": Candidate(AutoTargetDistribution, Calibrated),
+    "auto, noise alone, calibrated": Candidate(partial(ClosedForm, spread=0.0), Calibrated),
     "auto, bent": Candidate(AutoTargetDistribution, Bent),
     "auto, bent, antithetic": Candidate(AutoTargetDistribution, Bent, AntitheticGumbel),
     "auto, flattened": Candidate(AutoTargetDistribution, Flattened),
