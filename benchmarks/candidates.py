@@ -51,11 +51,19 @@ class ClosedForm(AutoTargetDistribution):
         power: the step goes with R^-power.
         shared: one lambda for all rows of the batch.
         spread: how much of theta's own variance counts beside that of the noise.
+        batch: R counts all solutions of the batch, since a network that makes theta sums over them all.
     """
 
-    def __init__(self, constant: float = 4.0, power: float = 0.5, shared: bool = False, spread: float = 1.0):
+    def __init__(
+        self,
+        constant: float = 4.0,
+        power: float = 0.5,
+        shared: bool = False,
+        spread: float = 1.0,
+        batch: bool = False,
+    ):
         super().__init__()
-        self.constant, self.power, self.shared, self.spread = constant, power, shared, spread
+        self.constant, self.power, self.shared, self.spread, self.batch = constant, power, shared, spread, batch
 
     def perturbation_size(
         self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0, walled: Tensor | None = None
@@ -63,6 +71,8 @@ class ClosedForm(AutoTargetDistribution):
         """Return lambda `[B, 1, ...]`."""
         size = super().perturbation_size(self.spread**0.5 * theta, dy, sigma, walled)
         size = size * (self.constant / 4.0 * dy.shape[1] ** (0.5 - self.power))
+        if self.batch:
+            size = size * dy.shape[0] ** -self.power
         if self.shared:
             weights = dy.flatten(1).square().sum(dim=1).view_as(size)
             size = (size * weights).sum() / weights.sum() + torch.zeros_like(size)
@@ -284,6 +294,8 @@ CANDIDATES: dict[str, Candidate] = {
     "auto, 2 S^-1/5": Candidate(partial(ClosedForm, 2.0, 0.2)),
     "auto, constant 2": Candidate(partial(ClosedForm, 2.0)),
     "auto, constant 8": Candidate(partial(ClosedForm, 8.0)),
+    "auto, batch": Candidate(partial(ClosedForm, batch=True)),
+    "auto, batch, noise alone": Candidate(partial(ClosedForm, spread=0.0, batch=True)),
     "auto, noise alone": Candidate(partial(ClosedForm, spread=0.0)),
     "auto, noise alone, constant 1": Candidate(partial(ClosedForm, 1.0, spread=0.0)),
     "auto, one lambda": Candidate(partial(ClosedForm, shared=True)),
