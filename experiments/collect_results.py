@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import measures
 import records
 from records import Group
 from sweep import ArgumentParser, say
@@ -121,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     groups, notes = records.group(found)
     if not groups:
         flags.error(f"no record in {', '.join(map(str, args.places))}{''.join(f'; {line}' for line in skipped)}")
-    tables = tables_of(groups)
+    measured = [found for found in groups if found.task == measures.TASK]
+    tables = tables_of([found for found in groups if found.task != measures.TASK])
     notes = [*notes, *skipped, *records.unfinished(groups), *records.several_origins(groups)]
     if args.csv:
         text = io.StringIO()
@@ -129,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         say(text.getvalue().rstrip("\n"))
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     else:
-        lines = [line for table in tables for line in markdown(table)]
+        lines = [*(line for table in tables for line in markdown(table)), *measures.markdown(measured)]
         say("\n".join([*lines, *(f"- {note}" for note in notes)]))
     if args.plots:
         from plots import draw

@@ -289,12 +289,14 @@ class Bench:
         g, calls = self.take(gradients, repeats)
         return {"calls": calls, **moments(g, self.exact, sampled)}
 
-    def perturbation_size(self, target: BaseTargetDistribution) -> float:
-        """Return the median of lambda over the problems."""
+    def perturbation_size(self, target: BaseTargetDistribution, samples: int) -> float:
+        """Return the median of lambda over the problems, of gradients of so many samples."""
         theta = self.problems.theta
-        z = self.problems.family.solve(theta + draw(self.noise, theta.shape, like=theta)).requires_grad_()
+        noise = draw(self.noise, (len(theta), samples, theta.shape[1]), like=theta)
+        z = self.problems.family.solve((theta.unsqueeze(1) + noise).flatten(0, 1)).requires_grad_()
         (dy,) = torch.autograd.grad(self.problems.loss(z, self.problems.rows).sum(), z)
-        return target.perturbation_size(theta, dy.unsqueeze(1)).median().item()
+        size = target.step_size(theta, dy.unflatten(0, noise.shape[:2]), noise, 1.0, None)
+        return size.median().item()
 
 
 def moments(g: Tensor, exact: Tensor, sampled: Tensor | None = None) -> Entry:
@@ -340,7 +342,7 @@ def by_lambda(bench: Bench) -> Iterator[Entry]:
     for name in [name for name in bench.names if name.startswith("aimle")]:
         target, build = bench.settled(name), ESTIMATORS[name][0]
         assert target is not None
-        size = bench.perturbation_size(target)
+        size = bench.perturbation_size(target, samples)
         found = bench.measured(build(bench.family, bench.noise, samples, target), repeats)
         yield {"estimator": name, "lambda": size, "beta": getattr(target, "beta", None), **found}
 

@@ -7,6 +7,7 @@ import torch
 
 from aaai23.synth.cli import parse_arguments
 from aaai23.synth.measure import ESTIMATORS, MEASURES, Bench, moments, needed
+from imle.auto import AutoTargetDistribution
 
 CPU = torch.device("cpu")
 STRUCTURES = {"subsets": "-n 5 -k 2", "trees": "-n 4", "paths": "-n 3", "rankings": "-n 4"}
@@ -139,3 +140,10 @@ def test_noise_is_nearer_to_the_exponential_family_than_chance_for_one_of_n():
     assert gumbel["total_variation"] == pytest.approx(gumbel["floor"], rel=0.5)
     gumbel, sog = entries("noise -n 8 -k 4 --seeds 4 --reference-draws 20000")
     assert sog["total_variation"] > 2 * gumbel["total_variation"] > 4 * gumbel["floor"]
+
+
+def test_the_lambda_of_the_rule_without_numbers_is_that_of_so_many_samples_and_of_the_noise():
+    it, quiet = (bench(f"lambda -n 10 -k 5 --seeds 64 --noise {noise}") for noise in ("gumbel", "sog"))
+    one, many = (it.perturbation_size(AutoTargetDistribution(), samples) for samples in (1, 100))
+    assert one / many == pytest.approx(10, rel=0.2)
+    assert one > 1.2 * quiet.perturbation_size(AutoTargetDistribution(), 1)
