@@ -294,6 +294,7 @@ CANDIDATES: dict[str, Candidate] = {
     "auto, 2 S^-1/5": Candidate(partial(ClosedForm, 2.0, 0.2)),
     "auto, constant 2": Candidate(partial(ClosedForm, 2.0)),
     "auto, constant 8": Candidate(partial(ClosedForm, 8.0)),
+    "auto, one deviation": Candidate(partial(ClosedForm, 1.0, 0.0)),
     "auto, batch": Candidate(partial(ClosedForm, batch=True)),
     "auto, batch, noise alone": Candidate(partial(ClosedForm, spread=0.0, batch=True)),
     "auto, noise alone": Candidate(partial(ClosedForm, spread=0.0)),
