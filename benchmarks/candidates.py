@@ -4,7 +4,7 @@ python -m benchmarks.candidates [names] [--problems N] [--seeds N]        judges
 python -m benchmarks.candidates --task vae|l2x|nri NAME FLAGS...          judge (c): a task's script with a candidate
 
 (a) The error 1 - cos of one gradient to the exact one for ||z - b||^2 (docs/gradients.md), Gumbel noise, central
-    differences, at 6 and at 60 calls of the solver, small and large structures. What moves has moved for 300 passes.
+    differences, at 6 / 60 calls of the solver, small and large structures. What moves has moved for 300 passes.
 (b) The precision of a subset, n = 400, k = 20, and the regret of shortest paths (`benchmarks.learning`), S = 1.
 (c) The VAE, L2X and NRI, each with the flags of docs/gradients.md.
 
@@ -375,13 +375,13 @@ def known(count: int, structure: Structure, n: int) -> Exact:
     return Exact(Problems(family, theta, b, None), gradients.float())
 
 
-def small(count: int) -> Iterator[tuple[str, Exact]]:
+def small(count: int, loss: str = "separable") -> Iterator[tuple[str, Exact]]:
     """Yield the small problems."""
-    yield "subsets 10/5", listed(count, structure="subsets", n=10, k=5)
-    yield "subsets 50/1", listed(count, structure="subsets", n=50, k=1)
-    yield "trees 6", listed(count, structure="trees", n=6)
-    yield "rankings 5", listed(count, structure="rankings", n=5)
-    yield "paths 4", listed(count, structure="paths", n=4)
+    yield "subsets 10/5", listed(count, structure="subsets", n=10, k=5, loss=loss)
+    yield "subsets 50/1", listed(count, structure="subsets", n=50, k=1, loss=loss)
+    yield "trees 6", listed(count, structure="trees", n=6, loss=loss)
+    yield "rankings 5", listed(count, structure="rankings", n=5, loss=loss)
+    yield "paths 4", listed(count, structure="paths", n=4, loss=loss)
 
 
 def large(count: int) -> Iterator[tuple[str, Exact]]:
@@ -439,10 +439,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="of the learning (default 3)")
     args = parser.parse_args(arguments)
     names = [name for name in CANDIDATES if name.startswith(tuple(args.names or [""]))]
-    for title, problems in (("small", small), ("large", large)):
+    coupled = partial(small, loss="coupled")
+    for title, problems in (("small", small), ("small, ||A (z - b)||^2", coupled), ("large", large)):
         sets = dict(problems(args.problems))
         columns = [(structure, calls) for structure in sets for calls in (6, 60)]
-        print(f"\n{title + ', 6 / 60 calls':32}" + "".join(f"{structure:>16}" for structure in sets) + f"{'mean':>14}")
+        print(f"\n{title:32}" + "".join(f"{structure:>16}" for structure in sets) + f"{'mean':>14}")
         for name in names:
             torch.manual_seed(0)
             errors = [sets[structure].error(CANDIDATES[name], calls) for structure, calls in columns]
