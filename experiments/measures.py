@@ -29,12 +29,24 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def markdown(groups: Sequence[Group]) -> Iterator[str]:
     """Yield the lines of all tables: one for each record, and one for all measures of samples together."""
     records = [record for group in groups for record in group.finished]
-    samples = [record for record in records if record.method == "samples"]
+    whole = [record for record in records if _is_whole(record)]
+    samples = [record for record in whole if record.method == "samples"]
     if samples:
         yield from _by_samples(samples)
-    for record in records:
+    for record in whole:
         if record.method in COLUMNS:
             yield from _by_entry(record)
+    yield from (
+        f"- skipped {record.name}: it lacks what synth-cli.py writes" for record in records if record not in whole
+    )
+
+
+def _is_whole(record: Record) -> bool:
+    """Return whether a table can be made of a record: somebody may have written it by hand."""
+    try:
+        return bool([*_by_samples([record])] if record.method == "samples" else [*_by_entry(record)])
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _by_samples(records: Sequence[Record]) -> Iterator[str]:

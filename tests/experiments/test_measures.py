@@ -1,5 +1,6 @@
 """Tables of the measures of gradients, and the page that rests on them."""
 
+import json
 import re
 
 import pytest
@@ -65,3 +66,35 @@ def test_the_page_has_the_table_of_samples_that_the_records_give(printed):
     page = (DOCS / "gradients.md").read_text()
     for line in printed.split("## Samples / calls")[1].split("\n\n")[2].splitlines():
         assert line in page
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("method",), "guess"),
+        (("settings",), {}),
+        (("settings", "structure"), "stars"),
+        (("history",), [{"samples": 1}]),
+        (("history", 0), 3),
+        (("launch",), {}),
+        (("timing",), {"seconds": "long"}),
+        (("final",), [1]),
+    ],
+)
+@pytest.mark.parametrize("measure", ["samples", "bias-variance"])
+def test_a_record_written_by_hand_is_named_and_left_out(measure, place, value, tmp_path, capsys):
+    whole = next(path for path in RECORDS if path.parent.name.startswith(measure))
+    record = json.loads(whole.read_text())
+    if place[0] == "final" and measure != "samples":
+        pytest.skip("no table of this measure shows a final metric")
+    at = record
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    (tmp_path / "seed0.json").write_text(json.dumps(record))
+    try:
+        assert collect.main([str(tmp_path)]) == 0
+    except SystemExit as refused:
+        assert refused.code == 2
+    out, error = capsys.readouterr()
+    assert "skipped" in out + error and "| aimle" not in out
