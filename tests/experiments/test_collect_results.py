@@ -447,7 +447,7 @@ def test_an_evaluation_of_trials_has_a_row_and_a_comparison_but_no_curves(write,
 
 
 def test_tasks_that_are_not_known_show_all_their_metrics(write, show):
-    write("synth", "run", 0, {"cosine": 0.5, "note": "text"}, {"method": "ste"})
+    write("ising", "run", 0, {"cosine": 0.5, "note": "text"}, {"method": "ste"})
     (row,) = rows(show().out)
     assert row == {"name": "run", "method": "ste", "seeds": "1", "cosine": "0.5000"}
 
