@@ -17,7 +17,7 @@ import measures
 import records
 from records import Group
 from sweep import ArgumentParser, say
-from tables import TASKS, Metric, Row, Summary, Table, tables_of
+from tables import TASKS, Metric, Row, Summary, Table, markdown_line, tables_of
 
 LEGEND = (
     "Mean ± standard deviation over seeds (n - 1 in the denominator; the log lines of a run have n) [95% bootstrap "
@@ -59,14 +59,14 @@ def markdown(table: Table) -> Iterator[str]:
     titles = ["name", *table.task.settings, "seeds", *(metric.title for metric in table.task.metrics)]
     yield f"## {table.title}"
     yield ""
-    yield _line([*titles, *(["published"] if caveats else [])])
-    yield _line(["---"] * (len(titles) + bool(caveats)))
+    yield markdown_line([*titles, *(["published"] if caveats else [])])
+    yield markdown_line(["---"] * (len(titles) + bool(caveats)))
     for row in table.rows:
         seeds = len(row.group.finished)
         cells = [cell(summary, metric.digits, seeds) for metric, summary in row.summaries.items()]
         told = [f"{metric.title} {it.value} [{caveats.index(it.caveat) + 1}]" for metric, it in row.published.items()]
         line = [row.group.name, *row.settings.values(), seeds_cell(row.group), *cells]
-        yield _line([*line, *(["; ".join(told) or "–"] if caveats else [])])
+        yield markdown_line([*line, *(["; ".join(told) or "–"] if caveats else [])])
     yield ""
     for number, caveat in enumerate(caveats, start=1):
         yield f"[{number}] {caveat}.  "
@@ -74,10 +74,6 @@ def markdown(table: Table) -> Iterator[str]:
         yield "Sample data are a stand-in: no published value may be compared with these.  "
     yield LEGEND
     yield ""
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(item).replace("|", "\\|") for item in cells) + " |"
 
 
 def write_csv(tables: Sequence[Table], file: TextIO) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file, wherever else it is installed
 from records import Group
+from tables import markdown_line
 
 from aaai23.harness.record import Record
 from aaai23.synth.config import SynthConfig
@@ -29,16 +30,17 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def markdown(groups: Sequence[Group]) -> Iterator[str]:
     """Yield the lines of all tables: one for each record, and one for all measures of samples together."""
     records = [record for group in groups for record in group.finished]
-    whole = [record for record in records if _is_whole(record)]
+    whole: list[Record] = []
+    others: list[Record] = []
+    for record in records:
+        (whole if _is_whole(record) else others).append(record)
     samples = [record for record in whole if record.method == "samples"]
     if samples:
         yield from _by_samples(samples)
     for record in whole:
-        if record.method in COLUMNS:
+        if record.method != "samples":
             yield from _by_entry(record)
-    yield from (
-        f"- skipped {record.name}: it lacks what synth-cli.py writes" for record in records if record not in whole
-    )
+    yield from (f"- skipped {record.name}: it lacks what synth-cli.py writes" for record in others)
 
 
 def _is_whole(record: Record) -> bool:
@@ -55,10 +57,10 @@ def _by_samples(records: Sequence[Record]) -> Iterator[str]:
     yield from (f"- {_words(record)}" for record in records)
     yield ""
     titles = [f"{_problem(record)}, to {record.settings['max_samples']}" for record in records]
-    yield _line(["estimator", *titles])
-    yield _line(["---"] * (len(records) + 1))
+    yield markdown_line(["estimator", *titles])
+    yield markdown_line(["---"] * (len(records) + 1))
     for name in dict.fromkeys(str(entry["estimator"]) for record in records for entry in record.history):
-        yield _line([name, *(_needed(record, name) for record in records)])
+        yield markdown_line([name, *(_needed(record, name) for record in records)])
     yield ""
     yield "In brackets: the error that the most samples leave."
     yield ""
@@ -80,10 +82,10 @@ def _by_entry(record: Record) -> Iterator[str]:
     yield ""
     yield f"- {_words(record)}"
     yield ""
-    yield _line([*names, *shown])
-    yield _line(["---"] * (len(names) + len(shown)))
+    yield markdown_line([*names, *shown])
+    yield markdown_line(["---"] * (len(names) + len(shown)))
     for row, entry in rows.items():
-        yield _line([*map(_number, row), *(_cell(entry, column) for column in shown)])
+        yield markdown_line([*map(_number, row), *(_cell(entry, column) for column in shown)])
     yield ""
 
 
@@ -112,7 +114,3 @@ def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

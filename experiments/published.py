@@ -85,7 +85,7 @@ def _vae() -> Iterator[PublishedValue]:
 
 def _nri() -> Iterator[PublishedValue]:
     values = {
-        "val_elbo": -1660.797,
+        "val_elbo": NRI_BY_ITERATION["val_elbo"][-1][1],
         "test_elbo": -1659.316,
         "test_acc": 0.8547,
         "test_precision": 0.63674,

@@ -185,3 +185,8 @@ def tables_of(groups: Sequence[Group]) -> list[Table]:
         task = task_of(name, chosen)
         tables.append(Table(name, task, sample_data, tuple(row_of(found, task) for found in chosen)))
     return tables
+
+
+def markdown_line(cells: Sequence[Any]) -> str:
+    """Return a line of a table in Markdown."""
+    return "| " + " | ".join(str(item).replace("|", "\\|") for item in cells) + " |"
