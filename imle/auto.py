@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imle._numerics import beside, largest_factor, quotient, times
+from imle._numerics import beside, largest_factor
 from imle.target import BaseTargetDistribution
 
 _STEP = 4.0  # in standard deviations of the perturbed parameters, for one sample; benchmarks/learning.py
@@ -80,11 +80,6 @@ class AutoTargetDistribution(BaseTargetDistribution):
             norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
             sigma = norm * (noise_temperature / max(noise.numel(), 1) ** 0.5)
         return self.perturbation_size(theta, dy, sigma, walled)
-
-    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the difference divided by lambda, zero where lambda is zero."""
-        repeated = 1.0 if self.exact_scaling else dy.shape[1] ** 0.5
-        return times(difference, quotient(repeated, perturbation_size, largest_factor(difference)))
 
     def extra_repr(self) -> str:
         """The option, for print()."""

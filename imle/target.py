@@ -42,6 +42,7 @@ class BaseTargetDistribution(nn.Module, ABC):
     """
 
     alpha: float
+    exact_scaling: bool = True
 
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
@@ -61,9 +62,13 @@ class BaseTargetDistribution(nn.Module, ABC):
         """
         return self.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
 
-    @abstractmethod
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the gradient g of a difference of solutions `[B, S, ...]`, of the same shape."""
+        """Return the gradient g of a difference of solutions `[B, S, ...]`, of the same shape.
+
+        It is the difference divided by lambda, zero where lambda is zero; without `exact_scaling` sqrt(R) times that.
+        """
+        repeated = 1.0 if self.exact_scaling else math.sqrt(dy.shape[1])
+        return times(difference, quotient(repeated, perturbation_size, largest_factor(difference)))
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Take note of a backward pass: its difference `[B, S, ...]`, before scaling, and its dy `[B, R, ...]`."""
@@ -247,11 +252,6 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
             self._warn()
         # lambda = beta ||theta|| / ||dy||
         return quotient(self._beta * (math.sqrt(dy.shape[1]) * theta_norm), dy_norm, largest_factor(dy))
-
-    def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
-        """Return the difference divided by lambda, zero where lambda is zero."""
-        repeated = 1.0 if self.exact_scaling else math.sqrt(dy.shape[1])
-        return times(difference, quotient(repeated, perturbation_size, largest_factor(difference)))
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Move beta by one step, unless dy is zero or not finite, or the difference is NaN."""
