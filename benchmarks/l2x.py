@@ -1,6 +1,6 @@
 """The training step of Learning to Explain: against its floor, and packed reviews against padded ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,13 +15,20 @@ from imle.structures import k_subsets
 BATCH, LENGTH, MEAN, K, WORDS = 40, 350, 130, 10, 20_000
 
 
-def make_reviews(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return word ids `[B, T]` of reviews of 130 words on average, and ratings `[B]`."""
+def batches(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield word ids `[B, T]` of reviews of 130 words on average, and ratings `[B]`: a new batch each time.
+
+    No two batches of a training run have the same number of words; what is compiled or kept for one number does not
+    pay. Words are as frequent as in a text, by Zipf's law.
+    """
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, WORDS, (BATCH, LENGTH), generator=generator)
-    lengths = torch.randint(20, 2 * MEAN - 20, (BATCH, 1), generator=generator)
-    tokens[torch.arange(LENGTH) < LENGTH - lengths] = 0
-    return tokens.to(device), torch.rand(BATCH, generator=generator).to(device)
+    frequencies = 1 / torch.arange(1.0, WORDS)
+    while True:
+        tokens = 1 + torch.multinomial(frequencies, BATCH * LENGTH, replacement=True, generator=generator)
+        tokens = tokens.view(BATCH, LENGTH)
+        lengths = torch.randint(20, 2 * MEAN - 20, (BATCH, 1), generator=generator)
+        tokens[torch.arange(LENGTH) < LENGTH - lengths] = 0
+        yield tokens.to(device), torch.rand(BATCH, generator=generator).to(device)
 
 
 def explainer(
@@ -42,9 +49,8 @@ def central_aimle() -> torch.nn.Module:
 
 def run(device: torch.device) -> list[Row]:
     """Measure the step at the mission's command."""
-    tokens, ratings = make_reviews(device)
     step = training_step_of_the_paper(device)
-    floor = _step(explainer(Repeat(1), device), tokens, ratings)
+    floor = _step(explainer(Repeat(1), device), device)
     rows = [
         compare(
             "L2X step, central, S=1",
@@ -59,27 +65,33 @@ def run(device: torch.device) -> list[Row]:
         )
     ]
     if device.type == "cpu":
-        rows.append(_packing(tokens, ratings, device))
+        rows.append(_packing(device))
     return rows
 
 
 def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
     """Return the step that the mission's command takes."""
-    return _step(explainer(central_aimle(), device), *make_reviews(device))
+    return _step(explainer(central_aimle(), device), device)
 
 
-def _packing(tokens: Tensor, ratings: Tensor, device: torch.device) -> Row:
+def _packing(device: torch.device) -> Row:
     packed = explainer(central_aimle(), device)
     padded = explainer(central_aimle(), device, model.Selector)
     return compare(
         "L2X step, packed reviews",
-        _step(packed, tokens, ratings),
+        _step(packed, device),
         "padded",
-        _step(padded, tokens, ratings),
+        _step(padded, device),
         device,
         target=0.5,
     )
 
 
-def _step(model: Explainer, tokens: Tensor, ratings: Tensor) -> Callable[[], None]:
-    return training_step(model, lambda: squared_error(model(tokens), ratings))
+def _step(model: Explainer, device: torch.device) -> Callable[[], None]:
+    reviews = batches(device)
+
+    def loss() -> Tensor:
+        tokens, ratings = next(reviews)
+        return squared_error(model(tokens), ratings)
+
+    return training_step(model, loss)
