@@ -37,8 +37,10 @@ def plain(selector):
     return copied.train(selector.training)
 
 
-def assert_same_scores_and_gradients(selector, tokens, seed=1):
+def assert_same_scores_and_gradients(selector, tokens, seed=1, share=1.0):
+    """Of scores and of all weights, where a share of the scores has a gradient."""
     weights = torch.randn(tokens.shape, dtype=selector.embedding.dtype)
+    weights *= torch.rand(tokens.shape) < share
     found = []
     for each in (selector, plain(selector)):
         torch.manual_seed(seed)
@@ -61,6 +63,38 @@ def test_the_fast_selector_starts_as_the_plain_one():
 def test_fast_scores_and_gradients_equal_the_plain_ones(kernel_size, lengths, width):
     selector = fast.Selector(embedding().double(), kernel_size).double()
     assert_same_scores_and_gradients(selector.eval(), reviews(lengths, width))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
+def test_scores_without_a_gradient_change_nothing(kernel_size, share, monkeypatch):
+    monkeypatch.setattr(fast, "dropout", torch.nn.functional.dropout)
+    selector = fast.Selector(embedding().double(), kernel_size).double().train()
+    assert_same_scores_and_gradients(selector, reviews(), share=share)
+
+
+@pytest.mark.parametrize("where", ["conv_in", "conv_local.1", "hidden", "score"])
+def test_a_weight_that_is_no_number_is_seen_in_the_gradient(where):
+    """As in the plain networks: a gradient that leaves rows out must not leave out what went wrong."""
+    for kind in (fast.Selector, Selector):
+        selector = kind(embedding()).train()
+        selector.get_submodule(where).weight.data[0] = math.nan
+        scores = selector(reviews())
+        gradients = torch.autograd.grad(scores[5:, -1].sum(), list(selector.parameters()))
+        assert any(gradient.isnan().any() for gradient in gradients)
+
+
+def test_autocast_rounds_gradients_no_more_than_those_of_the_plain_selector():
+    selector, tokens, errors = fast.Selector(embedding()).eval(), reviews(), []
+    for each in (selector, plain(selector)):
+        parameters = list(each.parameters())
+        exact = torch.autograd.grad(each(tokens).sum(), parameters)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = each(tokens)
+        assert scores.dtype == torch.bfloat16
+        rounded = torch.autograd.grad(scores.sum(), parameters)
+        errors.append([(one - other).norm() / one.norm() for one, other in zip(exact, rounded, strict=True)])
+    assert all(ours <= 2 * theirs + 0.01 for ours, theirs in zip(*errors, strict=True))
 
 
 def test_dropout_of_the_fast_selector_is_that_of_the_plain_one(monkeypatch):
