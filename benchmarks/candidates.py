@@ -412,6 +412,9 @@ def learn(candidate: Candidate, seeds: int) -> tuple[float, float]:
     return subset, mean(found)
 
 
+SCRIPTS = {"vae": "aaai23.dvae.cli", "l2x": "aaai23.l2x.cli", "nri": "aaai23.nri.cli"}
+
+
 def run_task(task: str, name: str, flags: list[str]) -> int:
     """Run a task's script with a candidate in place of the target that its flags name."""
     candidate, methods = CANDIDATES[name], importlib.import_module("aaai23.methods")
@@ -424,16 +427,18 @@ def run_task(task: str, name: str, flags: list[str]) -> int:
         return candidate.estimator(target_distribution=target, **options)
 
     methods.aimle = instead  # type: ignore[attr-defined]
-    script = importlib.import_module({"vae": "aaai23.dvae.cli", "l2x": "aaai23.l2x.cli", "nri": "aaai23.nri.cli"}[task])
-    return script.main(flags)
+    return importlib.import_module(SCRIPTS[task]).main(flags)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Judge and print."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["--task"]:
-        return run_task(arguments[1], arguments[2], arguments[3:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.candidates", description="Rules for lambda.")
+    if arguments[:1] == ["--task"]:
+        parser.add_argument("--task", choices=SCRIPTS, required=True)
+        parser.add_argument("name", choices=CANDIDATES, metavar="NAME")
+        task = parser.parse_args(arguments[:3])
+        return run_task(task.task, task.name, arguments[3:])
     parser.add_argument("names", nargs="*", help=f"which, by their first letters; all by default: {list(CANDIDATES)}")
     parser.add_argument("--problems", type=int, default=64, help="of each structure (default 64)")
     parser.add_argument("--seeds", type=int, default=3, help="of the learning (default 3)")
