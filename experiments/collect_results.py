@@ -59,7 +59,7 @@ def markdown(table: Table) -> Iterator[str]:
     titles = ["name", *table.task.settings, "seeds", *(metric.title for metric in table.task.metrics)]
     yield f"## {table.title}"
     yield ""
-    yield markdown_line([*titles, *(["published"] if caveats else [])])
+    yield markdown_line([*titles, *([table.task.published] if caveats else [])])
     yield markdown_line(["---"] * (len(titles) + bool(caveats)))
     for row in table.rows:
         seeds = len(row.group.finished)

@@ -85,7 +85,7 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
     height = max(2.9, *(0.6 + 0.22 * len(members) for members in panels.values()))
     kind = "mean ± standard deviation over seeds"
     if any(_points(row, key) for row in rows for key in table.task.curves):
-        kind += ", published (crosses)"
+        kind += f", {table.task.published}: crosses"
     figure, axes = _axes(table, kind, len(panels), len(table.task.curves), height)
     for line, (panel, members) in zip(axes, panels.items()):
         for axis, (key, title) in zip(line, table.task.curves.items()):
@@ -147,7 +147,7 @@ def _comparison(table: Table, rows: Sequence[Row]) -> Figure:
     most = max(len(members) for members in panels.values())
     kind = "seeds (dots), mean with 95% interval"
     if any(row.published for row in rows):
-        kind += ", published (crosses)"
+        kind += f", {table.task.published}: crosses"
     metrics = [metric for metric in table.task.metrics if metric.compared]
     figure, axes = _axes(table, kind, len(panels), len(metrics), 0.8 + 0.33 * most)
     for line, (panel, members) in zip(axes, panels.items()):

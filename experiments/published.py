@@ -10,7 +10,7 @@ import generate_nri_aimle_cmd as nri
 import generate_vae_aimle_cmd as vae
 import sweep
 
-SECONDARY = "BeerAdvocate, mean only, from a secondary source; number of seeds not stated"
+SECONDARY = "mean only, from a secondary source; number of seeds not stated"
 ONE_SEED = "one seed, by the paper's authors"
 
 

@@ -32,12 +32,19 @@ class Task:
         settings: column title -> name of a setting.
         metrics: the columns of metrics.
         curves: what is logged while training -> title; none where nothing is trained.
+        data: what was published rests on; whether a run's data are those, no record can tell.
     """
 
     title: str
     settings: Mapping[str, str]
     metrics: tuple[Metric, ...]
     curves: Mapping[str, str]
+    data: str = ""
+
+    @property
+    def published(self) -> str:
+        """Names what was published, with its data."""
+        return f"published ({self.data})"
 
 
 TEST_GRAPHS = (
@@ -57,6 +64,7 @@ TASKS = {
             Metric("chance_subset_prec", "chance precision × 100", 2, compared=False),
         ),
         {"loss_mean": "training loss", "val_mse": "validation MSE × 100", "test_mse": "test MSE × 100"},
+        "BeerAdvocate",
     ),
     "vae": Task(
         "Discrete variational autoencoder",
@@ -67,6 +75,7 @@ TASKS = {
             Metric("test_nelbo", "test NELBO", 2),
         ),
         {"loss": "training loss", "test_loss": "test loss", "beta": "beta"},
+        "MNIST",
     ),
     "nri": Task(
         "Neural relational inference",
@@ -76,6 +85,7 @@ TASKS = {
             *TEST_GRAPHS,
         ),
         {"val_elbo": "validation ELBO", "val_precision": "validation precision", "beta": "beta"},
+        "graph layouts",
     ),
     "nri-eval": Task(
         "Neural relational inference, trials measured again",
