@@ -4,6 +4,7 @@
 ./experiments/collect_results.py
 ./experiments/collect_results.py results --csv > results.csv
 ./experiments/collect_results.py results --plots results/plots/all
+./experiments/collect_results.py results/vae --at 1 2 3 4 99 100
 """
 
 import csv
@@ -13,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import curves
 import measures
 import records
+import sweep
 from records import Group
 from sweep import ArgumentParser, say
 from tables import TASKS, Metric, Row, Summary, Table, markdown_line, tables_of
@@ -103,6 +106,14 @@ def parser() -> ArgumentParser:
     add = result.add_argument
     add("places", nargs="*", type=Path, default=[Path("results")], help="folders or records (default results)")
     add("--csv", action="store_true", help="print CSV in place of Markdown")
+    add(
+        "--at",
+        nargs="+",
+        type=sweep.number(int, 0, 10**9),
+        metavar="STEP",
+        default=[],
+        help="print what was logged at these epochs or iterations, by unfinished runs too",
+    )
     add("--plots", type=Path, metavar="PREFIX", help="draw PREFIX_TASK_curves and _comparison, PNG and SVG")
     return result
 
@@ -127,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         say(text.getvalue().rstrip("\n"))
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     else:
-        lines = [*(line for table in tables for line in markdown(table)), *measures.markdown(measured)]
+        lines = [*(line for table in tables for line in markdown(table)), *curves.markdown(tables, args.at)]
+        lines += measures.markdown(measured)
         say("\n".join([*lines, *(f"- {note}" for note in notes)]))
     if args.plots:
         from plots import draw

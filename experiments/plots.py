@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from published import published_points
-
-from aaai23.harness.record import STEPS
+from curves import points, step_name, values_by_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from records import Record
     from tables import Metric, Row, Table
 
 ASPECTS = {"0": "appearance", "1": "aroma", "2": "palate", "3": "taste"}
@@ -84,7 +81,7 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
     panels = _panels(rows)
     height = max(2.9, *(0.6 + 0.22 * len(members) for members in panels.values()))
     kind = "mean ± standard deviation over seeds"
-    if any(_points(row, key) for row in rows for key in table.task.curves):
+    if any(points(row.group, key) for row in rows for key in table.task.curves):
         kind += f", {table.task.published}: crosses"
     figure, axes = _axes(table, kind, len(panels), len(table.task.curves), height)
     for line, (panel, members) in zip(axes, panels.items()):
@@ -92,7 +89,7 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
             for label, row, colour in members:
                 _curve(axis, row, key, label, colour)
             axis.set_ylabel(title)
-            axis.set_xlabel(_step_name(members[0][1]))
+            axis.set_xlabel(step_name(members[0][1].group.finished))
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_title(panel, fontsize="medium")
         curves = {label: drawn for axis in line for drawn, label in zip(*axis.get_legend_handles_labels())}
@@ -102,43 +99,19 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _step_name(row: Row) -> str:
-    history = row.group.finished[0].history
-    return next((step for step in STEPS if history and step in history[0]), "entry")
-
-
 def _curve(axis: Axes, row: Row, key: str, label: str, colour: str) -> None:
     """Draw one method's curve, with a band where there are several seeds."""
-    points = list(curve(row.group.finished, key, _step_name(row)))
-    if not points:
+    runs = row.group.finished
+    logged = {step: found for step, found in values_by_step(runs, key).items() if len(found) == len(runs)}
+    if not logged:
         return
-    steps, means, deviations = zip(*points)
+    steps, means = list(logged), [statistics.fmean(found) for found in logged.values()]
+    deviations = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in logged.values()]
     axis.plot(steps, means, label=label, color=colour, marker="." if len(steps) < 20 else "")
     low, high = ([mean + sign * d for mean, d in zip(means, deviations)] for sign in (-1, 1))
     axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    if published := _points(row, key):
+    if published := points(row.group, key):
         axis.plot(*zip(*published), "x", color="black")
-
-
-def _points(row: Row, key: str) -> tuple[tuple[int, float], ...]:
-    """Return what is published of a curve; nothing beside sample data."""
-    group = row.group
-    return () if group.sample_data else published_points(group.task, key, group.settings)
-
-
-def curve(runs: Sequence[Record], key: str, step_name: str) -> Iterator[tuple[float, float, float]]:
-    """Yield (step, mean, standard deviation) of what runs logged, where all of them have a finite value."""
-    histories = []
-    for run in runs:
-        entries: dict[Any, Any] = {
-            entry.get(step_name, n): entry.get(key) for n, entry in enumerate(run.history, start=1)
-        }
-        histories.append({step: value for step, value in entries.items() if isinstance(value, int | float)})
-    for step in sorted(set.intersection(*(set(history) for history in histories))):
-        values = [history[step] for history in histories]
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-        yield step, mean, math.sqrt(variance)
 
 
 def _comparison(table: Table, rows: Sequence[Row]) -> Figure:

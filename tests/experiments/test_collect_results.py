@@ -425,14 +425,40 @@ def test_plots_are_drawn_as_png_and_svg_with_curves_and_comparison(write, show, 
 
 
 def test_a_curve_is_mean_and_deviation_where_every_run_has_a_value():
-    from plots import curve
+    from matplotlib.figure import Figure
+    from plots import _curve
 
     runs = [
         make("l2x", "run", seed, history=[{"epoch": n, "x": value} for n, value in enumerate(values, start=1)])
         for seed, values in enumerate([(1.0, 4.0, None), (3.0, 4.0, 1.0, 1.0)])
     ]
-    assert list(curve(runs, "x", "epoch")) == [(1, 2.0, pytest.approx(math.sqrt(2))), (2, 4.0, 0.0)]
-    assert list(curve(runs, "beta", "epoch")) == []
+    group = records.Group("l2x", "run", "aimle", False, "", SETTINGS, runs)
+    axis = Figure().subplots()
+    _curve(axis, SimpleNamespace(group=group), "x", "run", "C0")
+    _curve(axis, SimpleNamespace(group=group), "beta", "run", "C0")
+    assert [list(zip(*line.get_data())) for line in axis.lines] == [[(1, 2.0), (2, 4.0)]]
+    band = axis.collections[0].get_paths()[0].vertices.tolist()
+    assert [1, pytest.approx(2 - math.sqrt(2))] in band and [1, pytest.approx(2 + math.sqrt(2))] in band
+
+
+def test_what_was_logged_at_chosen_steps_stands_beside_what_is_published_of_them(write, show):
+    settings = plain(cli_of("vae").parse_arguments(PUBLISHED["vae"].split())[0].settings())
+    for seed, losses in enumerate([(1100.0, 760.0, 700.0), (1102.0, 762.0)]):
+        history = [{"epoch": n, "loss": loss, "test_loss": 80.5} for n, loss in enumerate(losses, start=1)]
+        write("vae", "aimle", seed, None, settings, history=history, status=("running", "failed")[seed])
+    write("l2x", "other", 0, mse(2.0), history=[{"epoch": 4, "val_mse": 1.5}])
+    text = show("--at", "1", "3", "4", "98", "99").out
+    _, _, *found = rows(text)
+    shown = [[*row.values()] for row in found]
+    assert [*found[0]] == ["epoch", "seeds", "training loss", "validation MSE × 100", "test MSE × 100"]
+    assert shown[0] == ["4", "1", "", "1.5", ""]
+    published = [line for line in text.splitlines() if line.startswith(("| 1 |", "| 3 |", "| 4 |", "| 98 |", "| 99 |"))]
+    assert published[1:] == [
+        "| 1 | 2 | 1101 ± 1.4 | 1102.39 | 80.5 ± 0 | 79.8561 |  | 0.6 |",
+        "| 3 | 1 | 700 | 720.944 | 80.5 | 70.7989 |  | 1.056 |",
+        "| 4 | 0 |  | 699.943 |  |  |  | 1.064 |",
+        "| 99 | 0 |  | 593.742 |  | 60.4411 |  | 0.298 |",
+    ]
 
 
 def test_an_evaluation_of_trials_has_a_row_and_a_comparison_but_no_curves(write, show, tmp_path):
