@@ -165,6 +165,7 @@ def pack(tokens: Tensor, kernel_size: int, layers: int = 3) -> Packing:
     before = (kernel_size - 1) // 2
     position = local + (before + sizes.cumsum(0) - sizes)[:, None]
     sizes[0] += before
+    sizes[-1] += -sizes.sum() % 16  # a multiple of 16 rows is what `dense` can divide
     packed = tokens.new_full((int(sizes.sum()),), SEPARATOR)
     packed[position] = tokens
     return Packing(packed, position, sizes.tolist())

@@ -121,6 +121,7 @@ def test_packing_keeps_every_word_and_little_padding():
     tokens = reviews()
     packing = fast.pack(tokens, kernel_size=3)
     assert torch.equal(packing.tokens[packing.position], tokens)
+    assert len(packing.tokens) == sum(packing.sizes) and len(packing.tokens) % 16 == 0
     assert (packing.tokens != fast.SEPARATOR).sum() <= sum(LENGTHS) + len(LENGTHS) * 13
 
 
