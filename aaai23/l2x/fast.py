@@ -195,4 +195,4 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     cut = round(p * 2**16)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return x * ((bits >= cut - 2**15) * (2**16 / (2**16 - cut)))
+    return (x * ((bits >= cut - 2**15) * (2**16 / (2**16 - cut)))).to(x.dtype)

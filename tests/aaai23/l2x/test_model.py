@@ -233,6 +233,7 @@ def test_dropout_keeps_the_mean_and_its_probability():
     assert share == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / y.numel()) ** 0.5)
     assert y[y != 0].unique().tolist() == pytest.approx([1.25], rel=1e-5)
     assert torch.equal(fast.dropout(y, 0.2, training=False), y)
+    assert fast.dropout(y.bfloat16(), 0.2, training=True).dtype == torch.bfloat16
     neighbours = (y[:, 1:] == 0).double() - share, (y[:, :-1] == 0).double() - share
     assert abs((neighbours[0] * neighbours[1]).mean().item()) < 4 * 0.16 / y.numel() ** 0.5
 
