@@ -25,7 +25,6 @@ from aaai23.nri.model import to_directed
 
 GRAPHS = 500
 DECODER_STEPS, ENCODER_STEPS = 500, 250
-NRI = tuple[NRIConfig, RelationalInference, Mapping[str, Layouts]]
 
 
 def trees(model: RelationalInference, graphs: Layouts) -> Iterator[tuple[str, Tensor]]:

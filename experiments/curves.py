@@ -21,8 +21,8 @@ def values_by_step(runs: Sequence[Record], key: str) -> dict[float, list[float]]
     """Return what each run logged under a key, by step; a value that is not finite counts as none."""
     name, found = step_name(runs), dict[float, list[float]]()
     for run in runs:
-        for number, entry in enumerate(run.history, start=1):
-            step, value = entry.get(name, number), entry.get(key)
+        entries = {entry.get(name, number): entry.get(key) for number, entry in enumerate(run.history, start=1)}
+        for step, value in entries.items():
             if isinstance(step, int | float) and isinstance(value, int | float):
                 found.setdefault(step, []).append(value)
     return dict(sorted(found.items()))

@@ -15,10 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from aaai23.nri import model
 from aaai23.nri.model import directed_edges
-from aaai23.speed.dense import dense, dense_weight_gradient
+from aaai23.speed.dense import dense, dense_weight_gradient, relu_backward
 
 _BLOCK = 2048  # edges at a time: 2 MB for each tensor of 256 numbers an edge
-relu_backward = torch.ops.aten.threshold_backward  # (gradient, output, 0): one pass, where a boolean mask takes two
 
 
 class MLPEncoder(model.MLPEncoder):
