@@ -662,7 +662,8 @@ def test_ctrl_c_returns_while_solvers_run_and_the_interpreter_ends_without_them(
         assert (program.returncode, errors) == (0, "")
     else:
         assert program.returncode == -signal.SIGINT, errors
-        assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
+        # Main's own traceback, which may go on from the end of a wait, and none of a worker's.
+        assert "Exception" not in errors and errors.endswith("KeyboardInterrupt\n"), errors
 
 
 def interrupt(program, solvers):
