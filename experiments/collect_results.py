@@ -146,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
 
         try:
             paths = draw(tables, args.plots)
+        except ModuleNotFoundError as error:
+            flags.error(f"--plots needs {error.name}, which this Python has not: use that of .venv, or install it")
         except OSError as error:
             flags.error(f"cannot write the plots: {error.strerror}: {error.filename}; choose another PREFIX")
         print(*(f"plot: {path}" for path in paths), sep="\n", file=sys.stderr)

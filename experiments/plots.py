@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from tables import Metric, Row, Table
 
-ASPECTS = {"0": "appearance", "1": "aroma", "2": "palate", "3": "taste"}
+    from aaai23.harness.record import Record
+
 DOTS_PER_INCH = 110
 
 
 def draw(tables: Sequence[Table], prefix: Path) -> list[Path]:
     """Write `PREFIX_TASK_curves` and `PREFIX_TASK_comparison` as PNG and SVG; returns their paths.
 
-    Tables without a finished run are left out, and so are curves of a task that trains nothing. Names and titles say
-    where data are sample data.
+    A comparison is of finished runs, and so is a curve; where there is none, a curve is of the others, and its label
+    says so. What has neither is left out, and so are curves of a task that trains nothing. Names and titles say where
+    data are sample data.
 
     Raises:
         OSError: a file cannot be written.
@@ -30,24 +32,28 @@ def draw(tables: Sequence[Table], prefix: Path) -> list[Path]:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for table in tables:
-        rows = [row for row in table.rows if row.group.finished]
-        if not rows:
-            continue
+        begun = [row for row in table.rows if any(run.history for run in _curve_runs(row))]
+        finished = [row for row in table.rows if row.group.finished]
         name = f"{prefix.name}_{table.name}" + ("_sample" if table.sample_data else "")
-        drawn = {"curves": _curves(table, rows)} if table.task.curves else {}
-        for kind, figure in {**drawn, "comparison": _comparison(table, rows)}.items():
+        drawn = {"curves": _curves(table, begun)} if begun and table.task.curves else {}
+        drawn |= {"comparison": _comparison(table, finished)} if finished else {}
+        for kind, figure in drawn.items():
             for ending in ("png", "svg"):
                 paths.append(prefix.with_name(f"{name}_{kind}.{ending}"))
                 figure.savefig(paths[-1], dpi=DOTS_PER_INCH, bbox_inches="tight")
     return paths
 
 
+def _curve_runs(row: Row) -> list[Record]:
+    """Return the runs that a row's curve is of."""
+    return row.group.finished or row.group.records
+
+
 def panel_of(row: Row) -> str:
     """Return the title of the panels that a row is drawn in: runs of one panel solve the same problem."""
     settings = row.group.settings
     if row.group.task == "l2x":
-        aspect = str(settings.get("aspect"))
-        return f"{ASPECTS.get(aspect, aspect)}, K = {settings.get('select_k')}"
+        return f"aspect {settings.get('aspect')}, K = {settings.get('select_k')}"
     return f"T = {settings.get('timesteps')}" if "timesteps" in settings else ""
 
 
@@ -70,8 +76,9 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[tuple[str, Row, str]]]:
 
 def _axes(table: Table, kind: str, height: int, width: int, inches: float) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(4.2 * width, 0.6 + inches * height), layout="constrained")
+    figure = Figure(figsize=(4.2 * width, 0.6 + inches * height), layout=ConstrainedLayoutEngine(w_pad=0.12))
     figure.suptitle(f"{table.title}\n{kind}")
     return figure, figure.subplots(height, width, squeeze=False)
 
@@ -89,7 +96,7 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
             for label, row, colour in members:
                 _curve(axis, row, key, label, colour)
             axis.set_ylabel(title)
-            axis.set_xlabel(step_name(members[0][1].group.finished))
+            axis.set_xlabel(step_name(_curve_runs(members[0][1])))
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_title(panel, fontsize="medium")
         curves = {label: drawn for axis in line for drawn, label in zip(*axis.get_legend_handles_labels())}
@@ -101,12 +108,13 @@ def _curves(table: Table, rows: Sequence[Row]) -> Figure:
 
 def _curve(axis: Axes, row: Row, key: str, label: str, colour: str) -> None:
     """Draw one method's curve, with a band where there are several seeds."""
-    runs = row.group.finished
+    runs = _curve_runs(row)
     logged = {step: found for step, found in values_by_step(runs, key).items() if len(found) == len(runs)}
     if not logged:
         return
     steps, means = list(logged), [statistics.fmean(found) for found in logged.values()]
     deviations = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in logged.values()]
+    label += "" if row.group.finished else " (unfinished)"
     axis.plot(steps, means, label=label, color=colour, marker="." if len(steps) < 20 else "")
     low, high = ([mean + sign * d for mean, d in zip(means, deviations)] for sign in (-1, 1))
     axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -388,6 +388,7 @@ def test_published_curves_stand_beside_runs_of_any_length_and_of_no_other_settin
             settings=plain(config.settings()),
             sample_data=sample_data,
             finished=[record],
+            records=[record],
             method=config.method,
             name="run",
         )
@@ -422,6 +423,41 @@ def test_plots_are_drawn_as_png_and_svg_with_curves_and_comparison(write, show, 
     svg = (prefix.parent / "all_l2x_sample_curves.svg").read_text()
     assert "sample data" in svg and "<svg" in svg
     assert all((prefix.parent / name).stat().st_size > 5000 for name in names)
+
+
+def test_a_run_that_is_not_finished_has_a_curve_that_says_so_and_no_place_in_a_comparison(write, show, tmp_path):
+    write("vae", "only", 0, {}, {"method": "ste"}, status="running", history=[{"epoch": 1, "loss": 3.0}])
+    write("vae", "begun", 0, {}, {"method": "aimle"}, status="running")
+    show("--plots", str(tmp_path / "p"))
+    names = sorted(path.name for path in tmp_path.glob("p_*"))
+    assert names == ["p_vae_curves.png", "p_vae_curves.svg"]
+
+
+def test_a_finished_run_of_a_group_keeps_the_others_out_of_its_curve():
+    from matplotlib.figure import Figure
+    from plots import _curve
+
+    states = {"finished": 1.0, "running": 9.0}
+    runs = [
+        make("l2x", "run", seed, status=status, history=[{"epoch": 1, "x": x}])
+        for seed, (status, x) in enumerate(states.items())
+    ]
+    drawn = {}
+    for count in (2, 1):
+        axis = Figure().subplots()
+        group = records.Group("l2x", "run", "aimle", False, "", SETTINGS, runs[-count:])
+        _curve(axis, SimpleNamespace(group=group), "x", "run", "C0")
+        (line,) = axis.lines
+        drawn[line.get_label()] = list(zip(*line.get_data()))
+    assert drawn == {"run": [(1, 1.0)], "run (unfinished)": [(1, 9.0)]}
+
+
+def test_plots_without_matplotlib_are_a_one_line_error(write, show, tmp_path, capsys, monkeypatch):
+    write("l2x", "run", 0, mse(2.0))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as ended:
+        show("--plots", str(tmp_path / "p"))
+    assert ended.value.code == 2 and "error: --plots needs matplotlib" in capsys.readouterr().err
 
 
 def test_a_curve_is_mean_and_deviation_where_every_run_has_a_value():
