@@ -4,7 +4,7 @@
 ./experiments/collect_results.py
 ./experiments/collect_results.py results --csv > results.csv
 ./experiments/collect_results.py results --plots results/plots/all
-./experiments/collect_results.py results/vae --at 1 2 3 4 99 100
+./experiments/collect_results.py results/vae --at 1 2 3 4 99 100 --runs
 """
 
 import csv
@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import curves
 import measures
+import origins
 import records
 import sweep
 from records import Group
@@ -114,6 +115,7 @@ def parser() -> ArgumentParser:
         default=[],
         help="print what was logged at these epochs or iterations, by unfinished runs too",
     )
+    add("--runs", action="store_true", help="print how long each run took, and at which commit and on what it ran")
     add("--plots", type=Path, metavar="PREFIX", help="draw PREFIX_TASK_curves and _comparison, PNG and SVG")
     return result
 
@@ -122,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     """Print the tables, draw the plots."""
     flags = parser()
     args = flags.parse_args(argv)
+    if args.csv and (args.at or args.runs):
+        flags.error("--at and --runs print Markdown: leave --csv out, or run the script twice")
     try:
         found, skipped = records.find(args.places)
     except FileNotFoundError as error:
@@ -131,14 +135,16 @@ def main(argv: list[str] | None = None) -> int:
         flags.error(f"no record in {', '.join(map(str, args.places))}{''.join(f'; {line}' for line in skipped)}")
     measured = [found for found in groups if found.task == measures.TASK]
     tables = tables_of([found for found in groups if found.task != measures.TASK])
-    notes = [*notes, *skipped, *records.unfinished(groups), *records.several_origins(groups)]
+    notes = [*notes, *skipped, *records.unfinished(groups), *origins.several(groups)]
     if args.csv:
         text = io.StringIO()
         write_csv(tables, text)
         say(text.getvalue().rstrip("\n"))
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     else:
+        trained = [row.group for table in tables for row in table.rows]
         lines = [*(line for table in tables for line in markdown(table)), *curves.markdown(tables, args.at)]
+        lines += origins.markdown(trained) if args.runs else []
         lines += measures.markdown(measured)
         say("\n".join([*lines, *(f"- {note}" for note in notes)]))
     if args.plots:

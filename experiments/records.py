@@ -122,20 +122,3 @@ def _state(record: Record) -> str:
         return " ".join((record.error or "no reason given").split())
     updated = record.timing.get("updated", "an unknown time")
     return f"{len(record.history)} entries, last written {updated}; it may have been killed"
-
-
-def several_origins(groups: Iterable[Group]) -> list[str]:
-    """Return a line for each group whose runs come from several versions of the code or of torch."""
-    lines = []
-    for found in groups:
-        for key, word in (("commit", "commits"), ("torch", "versions of torch")):
-            values = {str(origin(record).get(key))[:12] for record in found.finished}
-            if len(values) > 1:
-                lines.append(f"{found.task}/{found.name} is of several {word}: {', '.join(sorted(values))}")
-    return lines
-
-
-def origin(record: Record) -> Mapping[str, Any]:
-    """Return what a run ran on."""
-    found = record.launch.get("environment")
-    return found if isinstance(found, Mapping) else {}

@@ -404,6 +404,32 @@ def test_published_curves_stand_beside_runs_of_any_length_and_of_no_other_settin
     assert [points[-1][1] for points in known] == last
 
 
+# where runs come from
+
+
+def test_runs_are_told_with_hours_and_origin_and_those_of_another_commit_apart(write, show, tmp_path):
+    for seed, (commit, status, seconds) in enumerate(
+        [("a" * 40, "finished", 3600), ("a" * 40, "failed", 1800), ("b" * 40, "finished", None)]
+    ):
+        environment = {"commit": commit, "dirty": commit[0] == "b", "device": "a processor", "torch": "2.13.0"}
+        path = write("l2x", "run", seed, mse(2.0), status=status, environment=environment)
+        record = json.loads(path.read_text())
+        record["timing"] = {} if seconds is None else {"seconds": seconds}
+        path.write_text(json.dumps(record))
+    found = show("--runs").out
+    assert "| run | 0, 1 (failed) | 1.00, 0.50 | aaaaaaa | a processor | 2.13.0 |  |" in found
+    assert "| run | 2 | ? | bbbbbbb, changed | a processor | 2.13.0 |  |" in found
+    assert "hours" not in show().out
+
+
+@pytest.mark.parametrize("flag", [["--runs"], ["--at", "1"]])
+def test_flags_of_markdown_are_refused_beside_csv(write, show, flag, capsys):
+    write("l2x", "run", 0, mse(2.0))
+    with pytest.raises(SystemExit) as ended:
+        show("--csv", *flag)
+    assert ended.value.code == 2 and "leave --csv out" in capsys.readouterr().err
+
+
 # plots, size, other tasks
 
 
