@@ -23,6 +23,11 @@ def test_a_table_is_what_its_command_prints(command, monkeypatch, capsys):
     assert len(printed) > 2 and not missing, "\n".join(missing)
 
 
+def test_what_the_readme_shows_of_results_stands_on_the_page():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ") and " ± " in line]
+    assert rows and set(rows) <= set(PAGE.splitlines())
+
+
 def test_all_records_of_the_tasks_are_on_the_page():
     named = {word for command in COMMANDS for word in shlex.split(command)}
     assert named >= {f"docs/records/{task}" for task in ("l2x", "vae", "nri")}
