@@ -664,6 +664,7 @@ def test_ctrl_c_returns_while_solvers_run_and_the_interpreter_ends_without_them(
         assert program.returncode == -signal.SIGINT, errors
         # Main's own traceback, which may go on from the end of a wait, and none of a worker's.
         assert "Exception" not in errors and errors.endswith("KeyboardInterrupt\n"), errors
+        assert errors.count("KeyboardInterrupt\n") == 1, errors
 
 
 def interrupt(program, solvers):
