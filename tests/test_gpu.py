@@ -14,6 +14,7 @@ from aaai23.harness.config import refuse
 from aaai23.l2x import cli as l2x_cli
 from aaai23.l2x import train as l2x_train
 from aaai23.l2x.data import Reviews
+from aaai23.methods import beta_of
 from aaai23.nri import cli as nri_cli
 from aaai23.nri import train as nri_train
 from aaai23.nri.data import Layouts
@@ -43,7 +44,29 @@ METHODS = {
     "imle": "--method imle --imle-lambda 10 --imle-noise sog",
     "ste": "--method ste",
 }
+LINES = {
+    "l2x": [*METHODS.values(), "--method sst", "--method softsub", "--method l2x"],
+    "vae": [*METHODS.values(), "--method gumbel-softmax --hard"],
+    "nri": [METHODS["aimle, central"], "--method sst --hard True --st True", "--use_nvil True"],
+}
+MORE_LINES = {
+    "l2x": [f"{METHODS['imle']} --mask-padding"],
+    "nri": [
+        METHODS["aimle"],
+        METHODS["imle"],
+        METHODS["ste"],
+        f"{METHODS['imle']} --undirected-theta",
+        f"{METHODS['imle']} --sst topk",
+        "--method sst",
+        "--method sst --sst topk",
+        "--method sst --sst indep",
+        "--use_reinforce True",
+        "--use_reinforce True --reinforce_baseline batch",
+        "--use_reinforce True --num_samples 2 --reinforce_baseline multi_sample",
+    ],
+}
 TASKS = ("l2x", "vae", "nri")
+BATCHES = 6  # more than are taken before a step is recorded
 LOG = logging.getLogger("silent")
 
 
@@ -75,34 +98,34 @@ def configuration(cli, line):
 
 
 def l2x_epoch(device, line):
-    """Return the networks, and a function that trains them on two batches and returns the losses."""
+    """Return the networks, and a function that trains them on some batches and returns the losses."""
     config = configuration(l2x_cli, f"{line} --select-k 5 --imle-samples 2 --imle-input-temperature 1")
     embedding = torch.randn(50, 200)
     embedding[0] = 0
     model = l2x_train.build(config, embedding).to(device)
     accelerate((model.selector, model.predictor), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
-    tokens = torch.randint(1, 50, (16, 30))
-    tokens[:8, :20] = 0
-    reviews = Reviews(tokens.to(device), torch.rand(16).to(device))
-    batches = torch.arange(16).to(device).split(8)
+    tokens = torch.randint(1, 50, (8 * BATCHES, 30))
+    tokens[::2, :20] = 0
+    reviews = Reviews(tokens.to(device), torch.rand(len(tokens)).to(device))
+    batches = torch.arange(len(tokens)).to(device).split(8)
     return model, lambda: l2x_train.train_epoch(model, optimiser, reviews, batches, "Epoch", False, LOG)
 
 
 def vae_epoch(device, line):
-    """Return the networks, and a function that trains them on two batches and returns the losses."""
+    """Return the networks, and a function that trains them on some batches and returns the losses."""
     small = "--input-dim 64 --code-m 4 --code-n 6 --select-k 3 --imle-samples 2 --imle-temperature 1"
     config = configuration(vae_cli, f"{line} {small}")
     model = vae_train.build(config).to(device)
     accelerate((model.encoder, model.decoder), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    images = torch.randint(256, (16, 64), dtype=torch.uint8).to(device)
-    batches = torch.arange(16).to(device).split(8)
-    return model, lambda: vae_train.train_epoch(model, optimiser, images, batches, [1.0, 1.0, 1.0], "Epoch")
+    images = torch.randint(256, (8 * BATCHES, 64), dtype=torch.uint8).to(device)
+    batches, temperatures = torch.arange(len(images)).to(device).split(8), [1.0] * (BATCHES + 1)
+    return model, lambda: vae_train.train_epoch(model, optimiser, images, batches, temperatures, "Epoch")
 
 
 def nri_epoch(device, line):
-    """Return the networks, and a function that trains them on two further batches and returns the losses."""
+    """Return the networks, and a function that trains them on some further batches and returns the losses."""
     small = "--encoder_hidden 16 --decoder_hidden 16 --batch_size 8 --num_iterations 100 --prediction_steps 9"
     config = configuration(nri_cli, f"--imle-noise-temperature 1 {small} {line}")
     model = nri_train.build(config).to(device)
@@ -110,11 +133,11 @@ def nri_epoch(device, line):
     optimiser = nri_train.optimiser_of(model, config)
     positions = torch.rand(800, config.num_vertices, config.timesteps, 2) * 2 - 1
     layouts = Layouts(positions, torch.zeros(800, 0)).to(device)  # training does not look at the true edges
-    batches, start = nri_train.Batches(config, optimiser, layouts), itertools.count(0, 2)
+    batches, start = nri_train.Batches(config, optimiser, layouts), itertools.count(0, BATCHES)
 
     def epoch():
         first = next(start)
-        return nri_train.train_steps(model, optimiser, batches, first, first + 2, config, LOG)
+        return nri_train.train_steps(model, optimiser, batches, first, first + BATCHES, config, LOG)
 
     return model, epoch
 
@@ -140,8 +163,25 @@ def test_no_training_step_waits_for_the_gpu(monkeypatch, task, method, precision
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with nothing_may_wait():
         losses = epoch()
-    assert losses.shape == (2,) and losses.isfinite().all()
+    assert losses.shape == (BATCHES,) and losses.isfinite().all()
     assert any((a != b).any() for a, b in zip(before, model.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize(
+    ("task", "line"), [(task, line) for lines in (LINES, MORE_LINES) for task in lines for line in lines[task]]
+)
+def test_a_step_that_is_replayed_computes_what_python_would(monkeypatch, task, line):
+    found = []
+    for warm_up in (1000, 1):
+        monkeypatch.setattr("aaai23.speed.replay._WARM_UP", warm_up)
+        model, epoch = EPOCHS[task](GPU, line)
+        losses = torch.cat([torch.as_tensor(epoch()) for _ in range(2)])
+        found.append((losses, [parameter.detach().cpu() for parameter in model.parameters()], beta_of(model.layer)))
+    (losses, weights, beta), (replayed, weights_replayed, beta_replayed) = found
+    torch.testing.assert_close(replayed, losses, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights_replayed, weights, rtol=1e-3, atol=1e-5)
+    assert beta_replayed == beta
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -168,8 +208,8 @@ def test_the_first_loss_agrees_with_that_of_the_cpu(monkeypatch, task, precision
 
 
 def draw_on_the_cpu(noise, shape, like, generator=None):
-    """Return the same numbers on every device."""
-    return noise.sample(shape, device="cpu", dtype=like.dtype, generator=generator).to(like)
+    """Return the same numbers on every device, and in every call."""
+    return noise.sample(shape, device="cpu", dtype=like.dtype, generator=torch.Generator().manual_seed(1)).to(like)
 
 
 def symmetric(weights):
@@ -232,7 +272,7 @@ def test_an_estimators_step_agrees_with_the_cpu(monkeypatch, symmetric_perturbat
             nb_samples=2,
             symmetric_perturbation=symmetric_perturbation,
         )(functools.partial(select_k, k=5))
-        theta = start.to(device).requires_grad_()
+        theta = start.to(device, copy=True).requires_grad_()
         z = layer(theta)
         (z * weights.to(device)).square().sum().backward()
         assert theta.grad.device.type == device.type and theta.grad.any()
@@ -278,7 +318,7 @@ def test_an_estimator_without_noise_gives_the_same_on_both():
     theta = torch.randn(8, 45)
     gradients = []
     for device in (CPU, GPU):
-        parameter = theta.to(device).requires_grad_()
+        parameter = theta.to(device, copy=True).requires_grad_()
         layer = imle(theta_noise_temperature=0.0, target_noise_temperature=0.0)(spanning_tree_edges)
         layer(parameter).square().sum().backward()
         gradients.append(parameter.grad.cpu())

@@ -19,6 +19,7 @@ from aaai23.harness.run import Run, epoch_order, epochs_of, loss_values, seed_ev
 from aaai23.harness.shell import progress
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate
+from aaai23.speed.replay import TrainingStep
 from imle.structures import k_subsets
 
 PROJECT = "aimle-dvae"
@@ -107,17 +108,18 @@ def train_epoch(
     Raises:
         FloatingPointError: a loss is NaN or infinite.
     """
+
+    def loss(batch: Tensor) -> Tensor:
+        x = intensities(images[batch])
+        logits, reconstruction_logits = model(x)
+        return training_loss(*losses(logits, reconstruction_logits, x)).mean()
+
     model.train()
+    step = TrainingStep(optimiser, loss)
     values = []
     for batch, temperature in progress(list(zip(batches, temperatures)), label):
         set_temperature(model.layer, temperature)
-        x = intensities(images[batch])
-        logits, reconstruction_logits = model(x)
-        loss = training_loss(*losses(logits, reconstruction_logits, x)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        values.append(loss.detach())
+        values.append(step(batch, fixed=getattr(model.layer, "temperature", None)))
     set_temperature(model.layer, temperatures[-1])
     return torch.tensor(loss_values(values, label, REMEDY), dtype=torch.float64)
 

@@ -18,6 +18,7 @@ from aaai23.l2x.data import Annotations, L2XData, Reviews, split_heldout
 from aaai23.l2x.model import Explainer, Predictor, squared_error
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate
+from aaai23.speed.replay import TrainingStep
 from imle.structures import k_subsets
 
 PROJECT = "beeradv-aaai23"
@@ -96,15 +97,12 @@ def train_epoch(
         FloatingPointError: a loss is NaN or infinite.
     """
     model.train()
+    step = TrainingStep(optimiser, lambda batch: squared_error(model(reviews.tokens[batch]), reviews.ratings[batch]))
     losses = []
     for iteration, batch in enumerate(progress(batches, epoch), start=1):
-        loss = squared_error(model(reviews.tokens[batch]), reviews.ratings[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.detach())
+        losses.append(step(batch))
         if debug:
-            log.info(f"{epoch}\tIteration {iteration}\tLoss value: {loss.item():.4f}")
+            log.info(f"{epoch}\tIteration {iteration}\tLoss value: {losses[-1].item():.4f}")
     return torch.tensor(loss_values(losses, epoch, REMEDY))
 
 

@@ -22,6 +22,7 @@ from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.model import to_directed
 from aaai23.nri.plots import adjacency, draw_curves, draw_graphs, infer
 from aaai23.speed.precision import accelerate
+from aaai23.speed.replay import TrainingStep
 
 PROJECT = "aimle-nri"
 REMEDY = "lower --lr, --imle-lambda or --imle-noise-temperature"
@@ -125,16 +126,13 @@ def train_steps(
         FloatingPointError: a loss is NaN or infinite.
     """
     model.train()
+    step = TrainingStep(optimiser, lambda x: model.loss(x, config.prediction_steps), replay=not config.verbose)
     losses = []
     with torch.autograd.set_detect_anomaly(config.verbose):
         for iteration in progress(range(start, stop), f"iterations to {stop}/{config.last}"):
-            loss = model.loss(batches(iteration), config.prediction_steps)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.detach())
+            losses.append(step(batches(iteration)))
             if config.verbose:
-                log.info(f"Iteration {iteration + 1}\tLoss value: {loss.item():.4f}")
+                log.info(f"Iteration {iteration + 1}\tLoss value: {losses[-1].item():.4f}")
     values = loss_values(losses, f"before iteration {stop}", REMEDY) if losses else []
     return torch.tensor(values, dtype=torch.float64)
 

@@ -11,32 +11,11 @@ from aaai23.l2x import train as l2x_train
 from aaai23.nri import train as nri_train
 from imle.noise import SumOfGammaNoiseDistribution
 from tests.fake_device import DEVICE, EXISTS, faults
-from tests.test_gpu import EPOCHS, METHODS
+from tests.test_gpu import EPOCHS, LINES, MORE_LINES
 
 pytestmark = pytest.mark.skipif(not EXISTS, reason="this torch cannot register a device in Python")
 
 SMALL = {"l2x": "", "vae": "", "nri": "--num_vertices 4 --timesteps 4 --prediction_steps 2"}
-LINES = {
-    "l2x": [*METHODS.values(), "--method sst", "--method softsub", "--method l2x"],
-    "vae": [*METHODS.values(), "--method gumbel-softmax --hard"],
-    "nri": [METHODS["aimle, central"], "--method sst --hard True --st True", "--use_nvil True"],
-}
-MORE_LINES = {
-    "l2x": [f"{METHODS['imle']} --mask-padding"],
-    "nri": [
-        METHODS["aimle"],
-        METHODS["imle"],
-        METHODS["ste"],
-        f"{METHODS['imle']} --undirected-theta",
-        f"{METHODS['imle']} --sst topk",
-        "--method sst",
-        "--method sst --sst topk",
-        "--method sst --sst indep",
-        "--use_reinforce True",
-        "--use_reinforce True --reinforce_baseline batch",
-        "--use_reinforce True --num_samples 2 --reinforce_baseline multi_sample",
-    ],
-}
 
 
 def prepare():
