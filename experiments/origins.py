@@ -1,12 +1,13 @@
 """Where runs come from: how long they took, at which commit, and on what."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from records import Group
 from tables import markdown_line
 
-from aaai23.harness.record import Record
+from aaai23.harness.record import STEPS, Record
 
 COLUMNS = {"commit": "commit", "device": "device", "torch": "torch", "python": "Python"}
 LEGEND = (
@@ -37,21 +38,28 @@ def several(groups: Sequence[Group]) -> list[str]:
     lines = []
     for found in groups:
         for key, word in (("commit", "commits"), ("torch", "versions of torch")):
-            values = {str(_origin(record).get(key))[:12] for record in found.finished}
+            values = {str(origin.get(key))[:12] for record in found.finished for origin in _origins(record)}
             if len(values) > 1:
                 lines.append(f"{found.task}/{found.name} is of several {word}: {', '.join(sorted(values))}")
     return lines
 
 
-def _origin(record: Record) -> Mapping[str, Any]:
-    found = record.launch.get("environment")
-    return found if isinstance(found, Mapping) else {}
+def _origins(record: Record) -> list[Mapping[str, Any]]:
+    """Return what a run's starts ran on, in order."""
+    last = next((record.history[-1][step] for step in STEPS if record.history and step in record.history[-1]), 0)
+    found = [start.get("environment") for start in record.starts(int(last or 0))]
+    return [it if isinstance(it, Mapping) else {} for it in found]
 
 
 def _shown(record: Record, key: str) -> str:
-    value = _origin(record).get(key)
+    values = [_value(origin, key) for origin in _origins(record)]
+    return ", then ".join(value for value, _ in itertools.groupby(values))
+
+
+def _value(origin: Mapping[str, Any], key: str) -> str:
+    value = origin.get(key)
     if key == "commit" and value is not None:
-        return str(value)[:7] + (", changed" if _origin(record).get("dirty") else "")
+        return str(value)[:7] + (", changed" if origin.get("dirty") else "")
     return "" if value is None else str(value)
 
 

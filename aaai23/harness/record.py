@@ -174,6 +174,20 @@ class Record(BaseModel):
         """Return what the same command and seed must reproduce: the record without launch and timing."""
         return self.model_dump(exclude={"launch", "timing"})
 
+    def starts(self, until: int) -> list[dict[str, Any]]:
+        """Return what the starts of this run ran on that have made its steps up to `until`, in order.
+
+        Each is `{"until": its last step, "environment": ...}`. One that made no step, or ran on just what the one
+        before ran on, is not told apart.
+        """
+        earlier, environment = self.launch.get("earlier"), self.launch.get("environment")
+        starts = [it for it in earlier if isinstance(it, dict)] if isinstance(earlier, list) else []
+        if starts and starts[-1].get("until") == until:
+            return starts
+        if starts and starts[-1].get("environment") == environment:
+            starts.pop()
+        return [*starts, {"until": until, "environment": environment}]
+
 
 def read_record(path: Path | str) -> Record:
     """Return the record at `path`.

@@ -180,6 +180,8 @@ class Run:
             earlier = self._earlier()
             self._start_clock(earlier if self._checkpoint else None)
             launch = {**self.config.launch(), "command": shlex.join(sys.argv), "environment": environment()}
+            if earlier and self._checkpoint:
+                launch["earlier"] = earlier.starts(self._checkpoint["step"])
             self.record.launch = plain(launch)
             self._write()
             self._start_tracker()

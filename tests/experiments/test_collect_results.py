@@ -422,6 +422,18 @@ def test_runs_are_told_with_hours_and_origin_and_those_of_another_commit_apart(w
     assert "hours" not in show().out
 
 
+def test_a_run_of_several_machines_names_them_in_order(write, show):
+    steps = [{"epoch": epoch} for epoch in range(1, 6)]
+    path = write("l2x", "run", 0, mse(2.0), history=steps, environment={"commit": "b" * 40, "device": "a GPU"})
+    record = json.loads(path.read_text())
+    for epoch, device in ((2, "a processor"), (3, "a GPU")):
+        start = {"until": epoch, "environment": {"commit": "a" * 40, "device": device}}
+        record["launch"].setdefault("earlier", []).append(start)
+    path.write_text(json.dumps(record))
+    assert "| aaaaaaa, then bbbbbbb | a processor, then a GPU |" in show("--runs").out
+    assert "l2x/run is of several commits: aaaaaaaaaaaa, bbbbbbbbbbbb" in show().out
+
+
 @pytest.mark.parametrize("flag", [["--runs"], ["--at", "1"]])
 def test_flags_of_markdown_are_refused_beside_csv(write, show, flag, capsys):
     write("l2x", "run", 0, mse(2.0))

@@ -225,6 +225,18 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
         run_of(tmp_path, name=name)
 
 
+def test_a_resumed_run_knows_what_its_earlier_starts_ran_on(tmp_path, monkeypatch):
+    for epochs, machine in ((2, "a"), (3, "b"), (3, "c"), (4, "b"), (5, "d")):  # "c" takes no step
+        monkeypatch.setattr("aaai23.harness.run.environment", lambda machine=machine: {"host": machine})
+        with run_of(tmp_path, epochs=epochs, resume=True) as run:
+            take(run, [0.5] * epochs)
+    record = read_record(tmp_path / "l2x" / "x" / "seed0.json")
+    assert [(it["until"], it["environment"]["host"]) for it in record.starts(5)] == [(2, "a"), (4, "b"), (5, "d")]
+    with run_of(tmp_path, epochs=1, again=True) as run:
+        take(run, [0.5])
+    assert len(read_record(tmp_path / "l2x" / "x" / "seed0.json").starts(1)) == 1
+
+
 def test_a_resumed_run_continues_its_clock(tmp_path):
     with pytest.raises(KeyboardInterrupt), run_of(tmp_path) as run:
         take(run, [1.0])
