@@ -23,12 +23,13 @@ class Recorder(TrainingStep):
     def _record(self, *batch):
         self.recordings += 1
         self._batch = [x.clone() for x in batch]
+        self._recorded = torch.empty(())
         scale, rates = self.scale, [group["lr"] for group in self._optimiser.param_groups]
 
         def replay():
             now = self.scale, [group["lr"] for group in self._optimiser.param_groups]
             self._set(scale, rates)
-            self._recorded = self._step(*self._batch)
+            self._recorded.copy_(self._step(*self._batch))  # every replay writes here
             self._set(*now)
 
         self._graph = type("Graph", (), {"replay": staticmethod(replay)})
