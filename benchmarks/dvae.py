@@ -39,9 +39,9 @@ def run(device: torch.device) -> list[Row]:
     return rows
 
 
-def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
+def training_step_of_the_paper(device: torch.device, replay: bool = True) -> Callable[[], object]:
     """Return the step that the mission's command takes."""
-    return _step(_model(_aimle()), torch.rand(BATCH, PIXELS, device=device))
+    return _step(_model(_aimle()), torch.rand(BATCH, PIXELS, device=device), replay)
 
 
 def _aimle() -> Layer:
@@ -62,11 +62,11 @@ def _model(layer: Layer, kind: type[DiscreteVAE] = fast.DiscreteVAE) -> Discrete
     return kind(PIXELS, M, N, layer)
 
 
-def _step(model: DiscreteVAE, images: torch.Tensor) -> Callable[[], None]:
+def _step(model: DiscreteVAE, images: torch.Tensor, replay: bool = True) -> Callable[[], object]:
     model.to(images.device).train()
 
     def loss() -> torch.Tensor:
         logits, reconstruction_logits = model(images)
         return training_loss(*losses(logits, reconstruction_logits, images)).mean()
 
-    return training_step(model, loss)
+    return training_step(model, loss, replay)

@@ -69,9 +69,9 @@ def run(device: torch.device) -> list[Row]:
     return rows
 
 
-def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
+def training_step_of_the_paper(device: torch.device, replay: bool = True) -> Callable[[], object]:
     """Return the step that the mission's command takes."""
-    return _step(explainer(central_aimle(), device), device)
+    return _step(explainer(central_aimle(), device), device, replay)
 
 
 def _packing(device: torch.device) -> Row:
@@ -87,11 +87,7 @@ def _packing(device: torch.device) -> Row:
     )
 
 
-def _step(model: Explainer, device: torch.device) -> Callable[[], None]:
+def _step(model: Explainer, device: torch.device, replay: bool = True) -> Callable[[], object]:
     reviews = batches(device)
-
-    def loss() -> Tensor:
-        tokens, ratings = next(reviews)
-        return squared_error(model(tokens), ratings)
-
-    return training_step(model, loss)
+    step = training_step(model, lambda tokens, ratings: squared_error(model(tokens), ratings), replay)
+    return lambda: step(*next(reviews))

@@ -51,14 +51,14 @@ class Network(nn.Module):
         return nll.mean() + kl_gumbel(to_directed(theta, VERTICES)).mean()
 
 
-def training_step_of_the_paper(device: torch.device) -> Callable[[], None]:
+def training_step_of_the_paper(device: torch.device, replay: bool = True) -> Callable[[], object]:
     """Return the step of T = 10, forward differences."""
-    return _step(_aimle(), _inputs(device))
+    return _step(_aimle(), _inputs(device), replay=replay)
 
 
-def _step(layer: nn.Module, inputs: Tensor, plain: bool = False) -> Callable[[], None]:
+def _step(layer: nn.Module, inputs: Tensor, plain: bool = False, replay: bool = True) -> Callable[[], object]:
     network = Network(layer, plain).to(inputs.device).train()
-    return training_step(network, lambda: network(inputs))
+    return training_step(network, lambda: network(inputs), replay)
 
 
 def _inputs(device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Row, as_table
 
-NAMES = ("noise", "solvers", "estimators", "l2x", "dvae", "nri", "startup")
+NAMES = ("noise", "solvers", "estimators", "l2x", "dvae", "nri", "replay", "startup")
 
 
 def main(argv: list[str] | None = None) -> int:
