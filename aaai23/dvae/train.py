@@ -116,10 +116,10 @@ def train_epoch(
 
     model.train()
     step = TrainingStep(optimiser, loss)
-    values = []
-    for batch, temperature in progress(list(zip(batches, temperatures)), label):
+    values = torch.empty(len(batches), device=images.device)
+    for index, (batch, temperature) in enumerate(progress(list(zip(batches, temperatures)), label)):
         set_temperature(model.layer, temperature)
-        values.append(step(batch, fixed=getattr(model.layer, "temperature", None)))
+        values[index] = step(batch, fixed=getattr(model.layer, "temperature", None))
     set_temperature(model.layer, temperatures[-1])
     return torch.tensor(loss_values(values, label, REMEDY), dtype=torch.float64)
 

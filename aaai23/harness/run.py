@@ -453,18 +453,19 @@ def epochs_of(n: int, batch_size: int, epochs: int, max_iterations: int | None) 
     return Epochs(whole, min(epochs * whole, max_iterations or epochs * whole))
 
 
-def loss_values(losses: Iterable[Tensor], where: str, remedy: str) -> list[float]:
+def loss_values(losses: Tensor, where: str, remedy: str) -> list[float]:
     """Return the losses of some steps as numbers, waiting for the device once.
 
     Args:
-        losses: of one number each.
+        losses: `[steps]`, one tensor for all. Steps that keep a tensor each, until the end of an epoch, keep the memory
+            between them in pieces too small for the next step's: megabytes a step.
         where: in training they were found, for the message.
         remedy: what the user can do, for the message.
 
     Raises:
         FloatingPointError: one is NaN or infinite.
     """
-    values = torch.stack(list(losses)).tolist()
+    values = losses.tolist()
     if not all(map(math.isfinite, values)):
         raise FloatingPointError(f"{where}: the loss is not finite; {remedy}")
     return values

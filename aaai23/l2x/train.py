@@ -98,11 +98,11 @@ def train_epoch(
     """
     model.train()
     step = TrainingStep(optimiser, lambda batch: squared_error(model(reviews.tokens[batch]), reviews.ratings[batch]))
-    losses = []
-    for iteration, batch in enumerate(progress(batches, epoch), start=1):
-        losses.append(step(batch))
+    losses = reviews.ratings.new_empty(len(batches))
+    for index, batch in enumerate(progress(batches, epoch)):
+        losses[index] = step(batch)
         if debug:
-            log.info(f"{epoch}\tIteration {iteration}\tLoss value: {losses[-1].item():.4f}")
+            log.info(f"{epoch}\tIteration {index + 1}\tLoss value: {losses[index].item():.4f}")
     return torch.tensor(loss_values(losses, epoch, REMEDY))
 
 

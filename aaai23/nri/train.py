@@ -127,14 +127,13 @@ def train_steps(
     """
     model.train()
     step = TrainingStep(optimiser, lambda x: model.loss(x, config.prediction_steps), replay=not config.verbose)
-    losses = []
+    losses = batches.positions.new_empty(stop - start)
     with torch.autograd.set_detect_anomaly(config.verbose):
         for iteration in progress(range(start, stop), f"iterations to {stop}/{config.last}"):
-            losses.append(step(batches(iteration)))
+            losses[iteration - start] = step(batches(iteration))
             if config.verbose:
-                log.info(f"Iteration {iteration + 1}\tLoss value: {losses[-1].item():.4f}")
-    values = loss_values(losses, f"before iteration {stop}", REMEDY) if losses else []
-    return torch.tensor(values, dtype=torch.float64)
+                log.info(f"Iteration {iteration + 1}\tLoss value: {losses[iteration - start].item():.4f}")
+    return torch.tensor(loss_values(losses, f"before iteration {stop}", REMEDY), dtype=torch.float64)
 
 
 def evaluate(model: RelationalInference, train: Layouts, validation: Layouts, config: NRIConfig) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Steps that are recorded and replayed; on a GPU, see `tests/test_gpu.py`."""
 
+import gc
+
 import pytest
 import torch
 
 from aaai23.speed.replay import TrainingStep
+from tests.test_gpu import CPU, EPOCHS, METHODS
 
 
 class Recorder(TrainingStep):
@@ -83,3 +86,18 @@ def test_on_a_cpu_every_step_is_pythons():
     for _ in range(10):
         assert step(torch.ones(4, 3)).requires_grad is False
     assert not optimiser.param_groups[0]["capturable"]
+
+
+@pytest.mark.parametrize("task", EPOCHS)
+def test_an_epoch_keeps_no_tensor_for_each_of_its_steps(task, monkeypatch):
+    module, alive = f"aaai23.{'dvae' if task == 'vae' else task}.train", []
+
+    def progress(steps, label):
+        for step in steps:
+            alive.append(sum(issubclass(type(it), torch.Tensor) for it in gc.get_objects()))
+            yield step
+
+    _, epoch = EPOCHS[task](CPU, METHODS["aimle"])
+    monkeypatch.setattr(f"{module}.progress", progress)
+    epoch()
+    assert len(alive) > 4 and alive[2] == alive[-1], alive
