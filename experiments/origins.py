@@ -47,13 +47,12 @@ def several(groups: Sequence[Group]) -> list[str]:
 def _origins(record: Record) -> list[Mapping[str, Any]]:
     """Return what a run's starts ran on, in order."""
     last = next((record.history[-1][step] for step in STEPS if record.history and step in record.history[-1]), 0)
-    found = [start.get("environment") for start in record.starts(int(last or 0))]
-    return [it if isinstance(it, Mapping) else {} for it in found]
+    return [start["environment"] for start in record.starts(int(last or 0))]
 
 
 def _shown(record: Record, key: str) -> str:
-    values = [_value(origin, key) for origin in _origins(record)]
-    return ", then ".join(value for value, _ in itertools.groupby(values))
+    values = [value for value, _ in itertools.groupby(_value(origin, key) for origin in _origins(record))]
+    return values[0] if len(values) == 1 else ", then ".join(value or "?" for value in values)
 
 
 def _value(origin: Mapping[str, Any], key: str) -> str:

@@ -46,7 +46,7 @@ METHODS = {
 }
 LINES = {
     "l2x": [*METHODS.values(), "--method sst", "--method softsub", "--method l2x"],
-    "vae": [*METHODS.values(), "--method gumbel-softmax --hard"],
+    "vae": [*METHODS.values(), "--method gumbel-softmax --hard", "--method gumbel-softmax"],
     "nri": [METHODS["aimle, central"], "--method sst --hard True --st True", "--use_nvil True"],
 }
 MORE_LINES = {
@@ -66,7 +66,7 @@ MORE_LINES = {
     ],
 }
 TASKS = ("l2x", "vae", "nri")
-BATCHES = 6  # more than are taken before a step is recorded
+BATCHES = 10  # more than twice those before a step is recorded
 LOG = logging.getLogger("silent")
 
 
@@ -105,7 +105,7 @@ def l2x_epoch(device, line):
     model = l2x_train.build(config, embedding).to(device)
     accelerate((model.selector, model.predictor), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=True)
-    tokens = torch.randint(1, 50, (8 * BATCHES, 30))
+    tokens = torch.randint(1, 50, (8 * BATCHES - 3, 30))  # the last batch is a smaller one
     tokens[::2, :20] = 0
     reviews = Reviews(tokens.to(device), torch.rand(len(tokens)).to(device))
     batches = torch.arange(len(tokens)).to(device).split(8)
@@ -119,8 +119,9 @@ def vae_epoch(device, line):
     model = vae_train.build(config).to(device)
     accelerate((model.encoder, model.decoder), config.precision, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    images = torch.randint(256, (8 * BATCHES, 64), dtype=torch.uint8).to(device)
-    batches, temperatures = torch.arange(len(images)).to(device).split(8), [1.0] * (BATCHES + 1)
+    images = torch.randint(256, (8 * BATCHES - 3, 64), dtype=torch.uint8).to(device)
+    batches = torch.arange(len(images)).to(device).split(8)
+    temperatures = [1.0 if index < BATCHES // 2 else 0.7 for index in range(BATCHES + 1)]
     return model, lambda: vae_train.train_epoch(model, optimiser, images, batches, temperatures, "Epoch")
 
 

@@ -175,18 +175,27 @@ class Record(BaseModel):
         return self.model_dump(exclude={"launch", "timing"})
 
     def starts(self, until: int) -> list[dict[str, Any]]:
-        """Return what the starts of this run ran on that have made its steps up to `until`, in order.
+        """Return what this run ran on, start by start, up to step `until`.
 
-        Each is `{"until": its last step, "environment": ...}`. One that made no step, or ran on just what the one
+        Each is `{"until": its last step, "environment": ...}`. A start that made no step, or ran on just what the one
         before ran on, is not told apart.
         """
-        earlier, environment = self.launch.get("earlier"), self.launch.get("environment")
-        starts = [it for it in earlier if isinstance(it, dict)] if isinstance(earlier, list) else []
+        starts, environment = [], _flat(self.launch.get("environment"))
+        earlier = self.launch.get("earlier")
+        for start in earlier if isinstance(earlier, list) else []:
+            if isinstance(start, dict):
+                starts.append({**_flat(start), "environment": _flat(start.get("environment"))})
         if starts and starts[-1].get("until") == until:
             return starts
         if starts and starts[-1].get("environment") == environment:
             starts.pop()
         return [*starts, {"until": until, "environment": environment}]
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """Return the plain values of a dict; nothing of anything else: a record may be made by hand."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {key: it for key, it in pairs if it is None or isinstance(it, str | int | float)}
 
 
 def read_record(path: Path | str) -> Record:

@@ -457,8 +457,8 @@ def loss_values(losses: Tensor, where: str, remedy: str) -> list[float]:
     """Return the losses of some steps as numbers, waiting for the device once.
 
     Args:
-        losses: `[steps]`, one tensor for all. Steps that keep a tensor each, until the end of an epoch, keep the memory
-            between them in pieces too small for the next step's: megabytes a step.
+        losses: `[steps]`. A tensor for each step, kept until the end of an epoch, would split freed memory into pieces
+            too small for the next step, and the process would grow by megabytes a step.
         where: in training they were found, for the message.
         remedy: what the user can do, for the message.
 

@@ -1,9 +1,10 @@
 """Training steps that a GPU replays.
 
-A step of these tasks is 200 to 1,900 small kernels, and Python takes several times as long to start them as the GPU to
-run them. A CUDA graph holds them all and is started by one call: the same kernels, and the random numbers move on.
+A step of these tasks is 200 to 1,900 small kernels, and Python takes longer to start them than the GPU to run them. A
+CUDA graph holds them all and is started by one call: the same kernels, and the random numbers move on.
 """
 
+import functools
 from collections.abc import Callable, Hashable
 
 import torch
@@ -13,12 +14,18 @@ _WARM_UP = 3
 """Steps before the one that is recorded: libraries start, tables go to the device, the optimiser makes its state."""
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream on which steps are recorded: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
 class TrainingStep:
     """Forward pass, backward pass and update, called with the tensors of a batch.
 
-    On a GPU the steps after the first three are replayed, as long as shapes, learning rates and `fixed` stay what they
-    were. All else that changes from step to step must live in tensors that are written in place: what Python holds is
-    what it was when the step was recorded.
+    On a GPU the first three steps are Python's, and three after each change of shapes, learning rates or `fixed`; the
+    others are replayed. All else that changes from step to step must live in tensors that are written in place: what
+    Python holds stays what it was when the step was recorded.
 
     Args:
         optimiser: made with `fused=True` on a GPU, and told here whether its steps are recorded.
@@ -29,11 +36,10 @@ class TrainingStep:
     def __init__(self, optimiser: torch.optim.Optimizer, loss: Callable[..., Tensor], replay: bool = True):
         self._optimiser, self._loss = optimiser, loss
         parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
-        self._replay = replay and next(parameters).device.type == "cuda"
+        self._device = next(parameters).device
+        self._replay = replay and self._device.type == "cuda"
         for group in optimiser.param_groups:
             group["capturable"] = self._replay
-        if self._replay:
-            self._stream = torch.cuda.Stream()
         self._condition: Hashable = None
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -73,16 +79,16 @@ class TrainingStep:
 
     def _aside(self, *batch: Tensor) -> Tensor:
         """Take a step on a stream of its own, as one that is recorded will."""
-        here = torch.cuda.current_stream()
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
+        here, aside = torch.cuda.current_stream(self._device), _stream(self._device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
             loss = self._step(*batch)
-        here.wait_stream(self._stream)
+        here.wait_stream(aside)
         return loss
 
     def _record(self, *batch: Tensor) -> None:
         self._batch = [x.clone() for x in batch]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):  # nothing runs here
+        with torch.cuda.graph(graph, stream=_stream(self._device)):  # nothing runs here
             self._recorded = self._step(*self._batch)
         self._graph = graph

@@ -59,7 +59,8 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
     if host_knows and weights.numel():
         size = min(size, 1 + int(weights.sum(dim=-1).max()))
     shared = weights.tolist() if weights.dim() == 1 and host_knows else None
-    weights, capacity = (x.to(values.device, non_blocking=True) for x in (weights, capacity))
+    on_cuda = values.device.type == "cuda"  # elsewhere a copy that is not waited for may be read, or freed, too early
+    weights, capacity = (x.to(values.device, non_blocking=on_cuda) for x in (weights, capacity))
     weights, capacity = weights.expand(batch, length), capacity.expand(batch).clamp(max=size - 1)
     parts = []
     rows = max(1, _CELLS_AT_ONCE // max(1, length * size))

@@ -427,10 +427,10 @@ def test_a_run_of_several_machines_names_them_in_order(write, show):
     path = write("l2x", "run", 0, mse(2.0), history=steps, environment={"commit": "b" * 40, "device": "a GPU"})
     record = json.loads(path.read_text())
     for epoch, device in ((2, "a processor"), (3, "a GPU")):
-        start = {"until": epoch, "environment": {"commit": "a" * 40, "device": device}}
+        start = {"until": epoch, "environment": {"commit": "a" * 40, "device": device, "torch": "2"}}
         record["launch"].setdefault("earlier", []).append(start)
     path.write_text(json.dumps(record))
-    assert "| aaaaaaa, then bbbbbbb | a processor, then a GPU |" in show("--runs").out
+    assert "| aaaaaaa, then bbbbbbb | a processor, then a GPU | 2, then ? |  |" in show("--runs").out
     assert "l2x/run is of several commits: aaaaaaaaaaaa, bbbbbbbbbbbb" in show().out
 
 

@@ -1,6 +1,7 @@
 """Records: what they hold, who a run is, and what is refused."""
 
 import errno
+import functools
 import gzip
 import json
 import math
@@ -235,6 +236,19 @@ def test_a_resumed_run_knows_what_its_earlier_starts_ran_on(tmp_path, monkeypatc
     with run_of(tmp_path, epochs=1, again=True) as run:
         take(run, [0.5])
     assert len(read_record(tmp_path / "l2x" / "x" / "seed0.json").starts(1)) == 1
+
+
+def test_a_record_made_by_hand_is_resumed_whatever_it_says_of_its_starts(tmp_path):
+    with run_of(tmp_path) as run:
+        take(run, [0.5])
+    nested = functools.reduce(lambda inner, _: [inner], range(900), [])
+    for earlier in (nested, [nested, {"until": nested, "environment": nested}], {"until": 1}, 7, None):
+        first = read_record(run.identity.file(".json"))
+        first.launch.update(earlier=earlier, environment={"host": "a", "torch": nested})
+        record.write_record(run.identity.file(".json"), first)
+        with run_of(tmp_path, resume=True) as run:
+            pass
+        assert read_record(run.identity.file(".json")).launch["earlier"][-1]["environment"] == {"host": "a"}
 
 
 def test_a_resumed_run_continues_its_clock(tmp_path):
