@@ -324,5 +324,6 @@ def test_an_estimator_without_noise_gives_the_same_on_both():
         layer = imle(theta_noise_temperature=0.0, target_noise_temperature=0.0)(spanning_tree_edges)
         layer(parameter).square().sum().backward()
         gradients.append(parameter.grad.cpu())
-    assert gradients[0].any()
-    torch.testing.assert_close(*gradients)
+    here, there = gradients
+    assert here.any() and torch.equal(there.sign(), here.sign())  # the same trees
+    torch.testing.assert_close(there, here)  # divided by a lambda of sums, which devices round differently
