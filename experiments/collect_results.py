@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.error(f"no record in {', '.join(map(str, args.places))}{''.join(f'; {line}' for line in skipped)}")
     measured = [found for found in groups if found.task == measures.TASK]
     tables = tables_of([found for found in groups if found.task != measures.TASK])
-    notes = [*notes, *skipped, *records.unfinished(groups), *origins.several(groups)]
+    notes = [*notes, *skipped, *records.unfinished(groups), *records.flipped(groups), *origins.several(groups)]
     if args.csv:
         text = io.StringIO()
         write_csv(tables, text)

@@ -117,6 +117,22 @@ def unfinished(groups: Iterable[Group]) -> list[str]:
     ]
 
 
+def flipped(groups: Iterable[Group]) -> list[str]:
+    """Return a line for each group in whose runs, as they stand, "no edge" was read as "edge" (NRI)."""
+    seeds = [(it, [str(record.seed) for record in it.records if _reading(record) == "flipped"]) for it in groups]
+    return [
+        f'{found.task}/{found.name}: with seed {" ".join(those)} "no edge" is read as "edge", for more precision; '
+        "a mean of accuracy, precision or recall over both readings says little"
+        for found, those in seeds
+        if those
+    ]
+
+
+def _reading(record: Record) -> Any:
+    last = record.history[-1] if record.history else {}
+    return (record.final or last).get("edge_reading")
+
+
 def _state(record: Record) -> str:
     if record.status == "failed":
         return " ".join((record.error or "no reason given").split())

@@ -195,6 +195,17 @@ def test_failed_and_running_runs_are_named_and_never_averaged(write, show):
     assert "- running: l2x/run seed 2: 1 entries, last written 2026-01-02T03:04:05+00:00; it may have been" in text
 
 
+def test_runs_whose_edges_were_read_the_other_way_round_are_named(write, show):
+    settings = {"method": "aimle", "timesteps": 10}
+    for seed, reading in enumerate(["as_is", "flipped", "as_is"]):
+        write("nri", "trees", seed, {"test_precision": 0.2, "edge_reading": reading}, settings)
+    history = [{"iteration": step, "edge_reading": reading} for step, reading in [(0, "as_is"), (500, "flipped")]]
+    write("nri", "trees", 3, None, settings, status="running", history=history)
+    write("nri", "others", 1, {"test_precision": 0.2, "edge_reading": "as_is"}, settings)
+    told = [line for line in show().out.splitlines() if '"no edge"' in line]
+    assert len(told) == 1 and told[0].startswith('- nri/trees: with seed 1 3 "no edge" is read as "edge"')
+
+
 def test_sample_data_have_tables_of_their_own_that_say_so(write, show):
     write("l2x", "real", 0, mse(2.0))
     write("l2x", "stand-in", 0, mse(0.5), sample_data=True)
