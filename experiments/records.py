@@ -119,7 +119,7 @@ def unfinished(groups: Iterable[Group]) -> list[str]:
 
 def flipped(groups: Iterable[Group]) -> list[str]:
     """Return a line for each group in whose runs, as they stand, "no edge" was read as "edge" (NRI)."""
-    seeds = [(it, [str(record.seed) for record in it.records if _reading(record) == "flipped"]) for it in groups]
+    seeds = [(it, [str(record.seed) for record in it.records if _flipped(record)]) for it in groups]
     return [
         f'{found.task}/{found.name}: with seed {" ".join(those)} "no edge" is read as "edge", for more precision; '
         "a mean of accuracy, precision or recall over both readings says little"
@@ -128,9 +128,12 @@ def flipped(groups: Iterable[Group]) -> list[str]:
     ]
 
 
-def _reading(record: Record) -> Any:
-    last = record.history[-1] if record.history else {}
-    return (record.final or last).get("edge_reading")
+def _flipped(record: Record) -> bool:
+    """Whether what a record tells of edges is of that reading; a record of trials tells the mean over all of them."""
+    told = record.history
+    if record.task != "nri-eval":
+        told = [record.final] if record.final else record.history[-1:]
+    return any(entry.get("edge_reading") == "flipped" for entry in told)
 
 
 def _state(record: Record) -> str:

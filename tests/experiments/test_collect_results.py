@@ -201,9 +201,11 @@ def test_runs_whose_edges_were_read_the_other_way_round_are_named(write, show):
         write("nri", "trees", seed, {"test_precision": 0.2, "edge_reading": reading}, settings)
     history = [{"iteration": step, "edge_reading": reading} for step, reading in [(0, "as_is"), (500, "flipped")]]
     write("nri", "trees", 3, None, settings, status="running", history=history)
-    write("nri", "others", 1, {"test_precision": 0.2, "edge_reading": "as_is"}, settings)
-    told = [line for line in show().out.splitlines() if '"no edge"' in line]
-    assert len(told) == 1 and told[0].startswith('- nri/trees: with seed 1 3 "no edge" is read as "edge"')
+    write("nri", "others", 1, {"test_precision": 0.2, "edge_reading": "as_is"}, settings, history=history)  # best model
+    trials = [{"trial": trial, "edge_reading": reading} for trial, reading in enumerate(["flipped", "as_is"])]
+    write("nri-eval", "again", 0, {"test_precision": 0.2}, settings, history=trials)
+    told = [line.partition(' "no')[0] for line in show().out.splitlines() if '"no edge"' in line]
+    assert told == ["- nri/trees: with seed 1 3", "- nri-eval/again: with seed 0"]
 
 
 def test_sample_data_have_tables_of_their_own_that_say_so(write, show):
