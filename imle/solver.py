@@ -6,6 +6,8 @@ same shape: a tensor, an array or lists of numbers.
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -104,6 +106,37 @@ def _rebuilt(value: Any, inside: Callable[[Any], Any], leaf: Callable[[Any], Any
     return leaf(value)
 
 
+def sign_of(solver: Solver, args: tuple, kwargs: dict, minimises: bool | None = None) -> int:
+    """Return 1 for a solver that maximises <z, theta>, -1 for one that minimises it.
+
+    A solver says so by an attribute `minimises`: True, False, or a function of the solver's further arguments that
+    returns one of them. It is found through `functools.partial`. A solver that says nothing, and of which nothing is
+    said, maximises.
+
+    Args:
+        solver: the solver.
+        args: its further arguments.
+        kwargs: the same, by name.
+        minimises: what is said of it; None says nothing.
+
+    Raises:
+        ValueError: the solver says the contrary of what is said of it.
+    """
+    said = getattr(solver, "minimises", None)
+    while said is None and isinstance(solver, functools.partial):
+        args, kwargs, solver = (*solver.args, *args), {**solver.keywords, **kwargs}, solver.func
+        said = getattr(solver, "minimises", None)
+    if callable(said):
+        said = said(*args, **kwargs)
+    if minimises is not None and said is not None and bool(said) != minimises:
+        wrong, right = ("minimises", "True") if said else ("maximises", "False")
+        raise ValueError(
+            f"_is_minimization={minimises} contradicts the solver, which says that it {wrong}: leave the option out, "
+            f"or say {right}"
+        )
+    return -1 if (said if minimises is None else minimises) else 1
+
+
 class BoundSolver:
     """A solver with its extra arguments bound, over R rows for each instance of one batch of B.
 
@@ -120,10 +153,14 @@ class BoundSolver:
         rows: R.
         args: further positional arguments.
         kwargs: further named arguments.
+        minimises: what the caller knows of the solver's sense; None asks the solver, see `sign_of`.
     """
 
-    def __init__(self, solver: Solver, batch_size: int, rows: int, args: tuple, kwargs: dict):
+    def __init__(
+        self, solver: Solver, batch_size: int, rows: int, args: tuple, kwargs: dict, minimises: bool | None = None
+    ):
         self.solver, self.batch_size, self.rows, self.args, self.kwargs = solver, batch_size, rows, args, kwargs
+        self.sign = sign_of(solver, args, kwargs, minimises)
         self._skips: list[Tensor] = []
 
     @property
@@ -149,8 +186,8 @@ class BoundSolver:
             return self
         left = iter(tensors)
         args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
-        bound = BoundSolver(self.solver, self.batch_size, self.rows, args, kwargs)
-        bound._skips = self._skips
+        bound = copy.copy(self)  # which shares the list of what was skipped
+        bound.args, bound.kwargs = args, kwargs
         return bound
 
     def call(self, theta: Tensor) -> Tensor:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 # As a module, so that whoever replaces `host_may_wait` there replaces it here as well.
 from imle import _numerics
+
+Solver = TypeVar("Solver", bound=Callable[..., Tensor])
+
+
+def minimiser(minimises: bool | Callable[..., bool]) -> Callable[[Solver], Solver]:
+    """Give a solver the attribute by which estimators know its sense; see `imle.solver.sign_of`."""
+
+    def mark(solver: Solver) -> Solver:
+        solver.minimises = minimises  # type: ignore[attr-defined]
+        return solver
+
+    return mark
 
 
 def check_floating(name: str, parameters: Tensor) -> None:

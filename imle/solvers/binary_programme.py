@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imle.solvers._checks import broken_rows, check_floating, scipy_optimize
+from imle.solvers._checks import broken_rows, check_floating, minimiser, scipy_optimize
 
 # HiGHS stops within 1e-6 of the best objective: with coefficients up to this number, within 1e-10 of the largest.
 _LARGEST_COEFFICIENT = 1e4
 
 
+@minimiser(lambda *constraints, maximise=True, **options: not maximise)
 def binary_programme(
     theta: Tensor,
     A_ub: Any = None,
@@ -43,7 +44,7 @@ def binary_programme(
         b_ub: [m], or [B, m] for limits of each instance.
         A_eq: a matrix [l, N].
         b_eq: [l], or [B, l].
-        maximise: False minimises <z, theta>: wrap it with `_is_minimization=True`.
+        maximise: False minimises <z, theta>, and estimators know it.
         time_limit: seconds for each instance; None waits for the best vector.
 
     Returns:

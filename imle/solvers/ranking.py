@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imle.solvers._checks import check_floating
+from imle.solvers._checks import check_floating, minimiser
 
 
+@minimiser(lambda descending=False: descending)
 def ranking(theta: Tensor, descending: bool = False) -> Tensor:
     """Return the rank of each entry along the last dimension of theta, from 1 to N.
 
     The smallest entry has rank 1 and the largest N: ranks are then a maximiser of <z, theta> over the permutations of
-    1..N. With `descending` the largest has rank 1, as a place in a list; that is a minimiser: wrap it with
-    `_is_minimization=True`. Equal entries are ranked in the order in which they stand: every row is a permutation.
+    1..N. With `descending` the largest has rank 1, as a place in a list; that is a minimiser, and estimators
+    know it. Equal entries are ranked in the order in which they stand: every row is a permutation.
     NaN counts as the largest number.
 
     M. Rolínek et al., Optimizing rank-based metrics with blackbox differentiation, 2020, has ranks as a solver.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imle import _numerics
 from imle._compile import eager
-from imle.solvers._checks import check_floating, sum_dtype
+from imle.solvers._checks import check_floating, minimiser, sum_dtype
 
 _STEPS = {
     4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -17,10 +17,11 @@ _STEPS = {
 }
 
 
+@minimiser(True)
 def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
     """Return the cells of the cheapest path from the top left to the bottom right corner of each grid.
 
-    This solver minimises <z, costs>: wrap it with `_is_minimization=True`. A path costs the sum of its cells, both
+    This solver minimises <z, costs>, and estimators know it. A path costs the sum of its cells, both
     ends included. The result is always one simple path: among equally cheap ones, one with the fewest cells, the
     same at every call.
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from imle import _numerics
-from imle.solvers._checks import answer, broken_rows, check_floating, nan_in, sum_dtype
+from imle.solvers._checks import answer, broken_rows, check_floating, minimiser, nan_in, sum_dtype
 
 _MOST_UNEVEN = 4  # how many times the arcs of one head those of another may be, to share a table
 
 
+@minimiser(True)
 def shortest_path_arcs(costs: Tensor, arcs: Any, source: int, target: int, *, negative_as_zero: bool = False) -> Tensor:
     """Return the arcs of the cheapest path from source to target of a directed graph, for each row of costs.
 
-    This solver minimises <z, costs>: wrap it with `_is_minimization=True`. The result is one simple path; on ties one
+    This solver minimises <z, costs>, and estimators know it. The result is one simple path; on ties one
     of the cheapest, the same at every call. An arc of cost inf cannot be taken.
 
     Negative costs, which perturbation easily makes, are exact in a graph without cycles: the distances of its vertices
