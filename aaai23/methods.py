@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -45,6 +45,7 @@ class MethodSettings:
         gradient_scaling: divide by lambda (standard target; the adaptive one always does).
         beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
         exact_scaling: of the adaptive and the auto target: the gradient does not grow with S; see there.
+        sample_reduction: "mean" for a loss that sums over S, "sum" for one that is a mean over all rows.
         ste_noise, ste_noise_temperature: of ste.
         relaxation_temperature: lower is closer to discrete and has gradients of larger variance.
         hard: sst and gumbel-softmax sample discrete solutions, with the gradient of the relaxed ones.
@@ -62,6 +63,7 @@ class MethodSettings:
     beta_update_momentum: float = 0.0
     target_norm: float = 1.0
     exact_scaling: bool = False
+    sample_reduction: Literal["mean", "sum"] = "sum"
     ste_noise: str = "sog"
     ste_noise_temperature: float = 1.0
     relaxation_temperature: float = 0.1
@@ -112,6 +114,7 @@ def _perturbation(structure: Structure, settings: Settings) -> dict[str, Any]:
         "target_distribution": TARGETS[settings.target](settings),
         "noise_distribution": NOISES[settings.noise](structure.k),
         "nb_samples": settings.nb_samples,
+        "sample_reduction": settings.sample_reduction,
         "theta_noise_temperature": settings.theta_noise_temperature,
         "target_noise_temperature": settings.target_noise_temperature,
     }
@@ -123,13 +126,15 @@ def ste_layer(structure: Structure, settings: Settings) -> Layer:
         noise_distribution=NOISES[settings.ste_noise](structure.k),
         noise_temperature=settings.ste_noise_temperature,
         nb_samples=settings.nb_samples,
+        sample_reduction=settings.sample_reduction,
     )
     return MAPLayer(structure.solve, estimator)
 
 
 def score_function_layer(structure: Structure, settings: Settings) -> Layer:
     """Solutions and their log-densities; what tells NVIL and REINFORCE apart is the baseline of their losses."""
-    return MAPLayer(structure.solve, sfe(noise_distribution=structure.noise, nb_samples=settings.nb_samples))
+    estimator = sfe(noise_distribution=structure.noise, nb_samples=settings.nb_samples, sample_reduction="sum")
+    return MAPLayer(structure.solve, estimator)
 
 
 def sst_layer(structure: Structure, settings: Settings) -> Layer:
@@ -153,7 +158,8 @@ def gumbel_softmax_layer(structure: Structure, settings: Settings) -> Layer:
 
 
 def _relaxed(structure: Structure, settings: Settings, relax: Callable[..., Tensor]) -> Layer:
-    return RelaxedLayer(structure.solve, relax, settings.relaxation_temperature, settings.nb_samples)
+    # "sum" for the VAE, too, as published: relaxed samples pass on their whole gradients
+    return RelaxedLayer(structure.solve, relax, settings.relaxation_temperature, settings.nb_samples, "sum")
 
 
 METHODS: dict[str, Callable[[Structure, Settings], Layer]] = {
@@ -168,18 +174,6 @@ METHODS: dict[str, Callable[[Structure, Settings], Layer]] = {
     "nvil": score_function_layer,
     "reinforce": score_function_layer,
 }
-
-
-def undo_mean_over_samples(layer: nn.Module, z: Tensor, samples: int) -> Tensor:
-    """Return a layer's z `[B*S, ...]` as it is; if the layer averages over S, the gradient of z is multiplied by S.
-
-    Call it between a layer and a loss that is a mean over S samples. Such a loss gives each sample an S-th of its
-    gradient, and a `MAPLayer` takes the mean over S once more: the gradient of theta would be S times too small. A
-    `RelaxedLayer` sums over S, and needs nothing.
-    """
-    if samples == 1 or not isinstance(layer, MAPLayer):
-        return z
-    return z + (samples - 1) * (z - z.detach())  # nothing is added, but with a gradient of its own
 
 
 def beta_of(layer: nn.Module) -> float | None:

@@ -20,9 +20,11 @@ an estimator as a module.
     from imle.simple import SIMPLE        # k-subsets exactly: a layer without a solver; also imle.k_subset_sfe
     from imle.spo_plus import SPOPlusLoss  # a loss of decisions
 
-The functions live in modules of their own names and are not re-exported here: they would hide the modules.
+The functions live in modules of their own names and are not re-exported here: they would hide the modules. The modules
+can be called in their place, so that `from imle import aimle` does as well (a type checker wants the imports above).
 """
 
+from imle import aimle, blackbox, identity, imle, lpgd, perturbed, sfe, ste  # noqa: F401
 from imle.auto import AutoTargetDistribution
 from imle.layers import MAPLayer, RelaxedLayer
 from imle.noise import (

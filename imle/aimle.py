@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imle.decorator import decorator
 from imle.finite_difference import FiniteDifference
-from imle.perturb_and_map import Solve
+from imle.solver import BoundSolver
 from imle.target import AdaptiveTargetDistribution
 
 
@@ -53,7 +53,7 @@ class AIMLE(FiniteDifference):
         """Return a lambda that tunes itself."""
         return AdaptiveTargetDistribution()
 
-    def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
+    def difference(self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the numerator of g `[B, R, ...]`, half of it for a central one; see `FiniteDifference.difference`."""
         base = self.base(theta, noise)
         if self.symmetric_perturbation:

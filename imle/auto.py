@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from imle._numerics import beside, largest_factor
+from imle.noise import GumbelNoiseDistribution
 from imle.target import BaseTargetDistribution
 
 _STEP = 4.0  # in standard deviations of the perturbed parameters, for one sample; benchmarks/learning.py
@@ -21,12 +22,12 @@ class AutoTargetDistribution(BaseTargetDistribution):
     instance's entries; sigma is the root mean square of tau' eps. There is no state and nothing to tune: the gradient
     goes with the scale of the loss, and that of an instance depends on neither theta nor dy of the others of the batch.
 
-    It is the default of `aimle` and `imle` where neither a target nor a noise is named. Where the loss is curved (a
-    large step away, dy is another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule,
+    It is the default of `aimle` and `imle`, and brings Gumbel(0, 1) noise where none is named. Where the loss is curved
+    (a large step away, dy is another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule,
     `TargetDistribution` a step of your own.
 
     An instance whose dy is zero has lambda 0 and no gradient; so has one without noise of which all entries are equal.
-    Entries that no solution can take (masks such as -inf or -1e9) count for nothing in the variance.
+    Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in the variance.
 
     Args:
         exact_scaling: divide the difference by lambda. False makes the gradient sqrt(R) larger, as that of
@@ -80,6 +81,10 @@ class AutoTargetDistribution(BaseTargetDistribution):
             norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
             sigma = norm * (noise_temperature / max(noise.numel(), 1) ** 0.5)
         return self.perturbation_size(theta, dy, sigma, walled)
+
+    def default_noise(self) -> GumbelNoiseDistribution:
+        """Return Gumbel noise: a step in units of it needs some."""
+        return GumbelNoiseDistribution()
 
     def extra_repr(self) -> str:
         """The option, for print()."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from imle._numerics import times
 from imle.decorator import decorator
 from imle.one_temperature import OneTemperature
-from imle.perturb_and_map import Solve
+from imle.solver import BoundSolver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class BlackboxDifferentiation(OneTemperature):
     Example:
         >>> import torch
         >>> from imle.solvers import shortest_path
-        >>> layer = blackbox(shortest_path, interpolation=20.0, _is_minimization=True)
+        >>> layer = blackbox(shortest_path, interpolation=20.0)
         >>> costs = torch.rand(3, 5, 5, requires_grad=True)
         >>> (layer(costs) - torch.eye(5)).abs().sum().backward()
         >>> costs.grad.shape
@@ -52,13 +52,13 @@ class BlackboxDifferentiation(OneTemperature):
             raise ValueError(f"interpolation must be a finite number above 0, not {self.interpolation!r}")
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
-        size = torch.full((), self.sign * self.interpolation, dtype=torch.float32, device=dy.device)
+        size = torch.full((), solve.sign * self.interpolation, dtype=torch.float32, device=dy.device)
         # theta' = theta - lambda dy
-        target = self.perturb(theta, noise) - times(dy.masked_fill(dy.isnan(), 0.0), size)
-        return self.average(z - solve(target)) / (self.sign * self.interpolation)
+        target = self.perturb(theta, noise, solve.sign) - times(dy.masked_fill(dy.isnan(), 0.0), size)
+        return self.average(z - solve(target)) / (solve.sign * self.interpolation)
 
 
 blackbox = decorator("blackbox", BlackboxDifferentiation)

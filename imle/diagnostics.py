@@ -146,7 +146,7 @@ def gradient_report(
     with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
         torch.manual_seed(seed)
         gradients = [_gradient(estimator, solver, theta, loss, args, kwargs, sizes) for _ in range(nb_repeats)]
-        solve = BoundSolver(solver, theta.shape[0], nb_reference // _BATCHES, args, kwargs)
+        solve = estimator.bind(solver, theta, nb_reference // _BATCHES, args, kwargs)
         differences = [_difference(estimator, solve, theta, loss, step) for _ in range(_BATCHES)]
     g = _rows(gradients)
     units = _unit(g)
@@ -165,7 +165,7 @@ def _gradient(
     estimator: Any, solver: Any, theta: Tensor, loss: Loss, args: tuple, kwargs: dict, sizes: list[float]
 ) -> Tensor:
     """Return the estimator's gradient `[B, ...]`, its state as it is, and take note of its lambda."""
-    options: dict[str, Any] = {"generator": None}
+    options: dict[str, Any] = {"generator": None, "sample_reduction": "mean"}
     target: Any = getattr(estimator, "target_distribution", None)
     if target is not None:
         target = options["target_distribution"] = deepcopy(target)
@@ -177,7 +177,7 @@ def _gradient(
     if isinstance(z, tuple):  # of the score function, whose losses need no gradient of their own
         samples: int = estimator.nb_samples
         baseline: Any = "leave_one_out" if samples > 1 else None
-        losses = score_function_loss(_losses(loss, z[0]), z[1], samples, baseline) / samples
+        losses = score_function_loss(_losses(loss, z[0]), z[1], samples, baseline)
     else:
         losses = _losses(loss, z)
     losses.sum().backward()
@@ -196,7 +196,7 @@ def _difference(
     """Return an estimate `[B, ...]` of the gradient of the expected loss, and its step; None without noise."""
     base, eps = theta.repeat_interleave(solve.rows, dim=0), None
     if estimator.noise_distribution is not None and estimator.tau > 0:
-        eps = draw(estimator.noise_distribution, (len(base), 1, *theta.shape[1:]), like=theta)
+        eps = solve.sign * draw(estimator.noise_distribution, (len(base), 1, *theta.shape[1:]), like=theta)
         if step is None and (getattr(estimator, "multiplicative", False) or getattr(estimator, "projection", None)):
             raise ValueError("name a step: this noise is not in units of theta, so its size says nothing of the step's")
         step = step or estimator.tau * eps.std().item() / 8
@@ -205,7 +205,7 @@ def _difference(
     xi = torch.randn_like(base).masked_fill(base.isinf(), 0.0)
 
     def losses(h: float) -> Tensor:
-        parameters = estimator.perturb(base + h * xi, eps)[:, 0].unflatten(0, (len(theta), solve.rows))
+        parameters = estimator.perturb(base + h * xi, eps, solve.sign)[:, 0].unflatten(0, (len(theta), solve.rows))
         return _losses(loss, solve(parameters).flatten(0, 1).clone())
 
     # (loss(theta + h xi) - loss(theta - h xi)) / 2h  xi

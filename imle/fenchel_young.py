@@ -11,7 +11,7 @@ from imle._compile import eager
 from imle._numerics import inner
 from imle.perturb_and_map import Estimator, PerturbAndMAP
 from imle.perturbed import PerturbedOptimiser
-from imle.solver import BoundSolver, Solver
+from imle.solver import Solver
 
 
 class FenchelYoungLoss(nn.Module):
@@ -68,15 +68,14 @@ class FenchelYoungLoss(nn.Module):
             ValueError: theta and z_true are not of one shape, or the solver returned another one.
             FloatingPointError: theta or an answer of the solver is not finite.
         """
-        self.estimator.check_theta(theta)
+        solver = self.estimator.bind(self.solver, theta, self.estimator.rows, args, kwargs)
         if theta.shape != z_true.shape:
             raise ValueError(f"z_true {tuple(z_true.shape)} must have the shape of theta, {tuple(theta.shape)}")
-        u = self.estimator.perturb(theta, self.estimator.draw_noise(theta))
+        u = self.estimator.perturb(theta, self.estimator.draw_noise(theta, solver.sign), solver.sign)
         with torch.no_grad():
             # .clone(): the solver may overwrite its input
-            solver = BoundSolver(self.solver, theta.shape[0], self.estimator.rows, args, kwargs)
             z = solver(u.detach().clone()).clone()
         # F(theta) as a function of theta, at the maximisers: its gradient is that of <u, z> (Danskin)
         maximum = inner(u.flatten(0, 1), z.flatten(0, 1)).unflatten(0, z.shape[:2]).mean(dim=1)
-        loss = self.estimator.sign * (maximum - inner(theta, z_true.detach().to(theta)))
+        loss = solver.sign * (maximum - inner(theta, z_true.detach().to(theta)))
         return loss if solver.skipped is None else loss.masked_fill(solver.skipped, 0.0)

@@ -10,31 +10,29 @@ from torch import Tensor
 
 from imle._numerics import host_may_wait, times
 from imle.auto import AutoTargetDistribution
-from imle.noise import GumbelNoiseDistribution
-from imle.perturb_and_map import PerturbAndMAP, Solve
+from imle.perturb_and_map import PerturbAndMAP
+from imle.solver import BoundSolver
 from imle.target import BaseTargetDistribution
 
-# Powers of ten of the magnitudes between which walls are looked for: float64 ends at 308.
-_DECADES = 320
-_LEAST_WALL = 3  # below a thousand nothing is a wall
+_LEAST_WALL = 1e8
 
 
-class _Unnamed:
+class _OfTarget:
     """The default of an option for which None is an answer."""
 
     def __repr__(self) -> str:
-        return "..."
+        return "<the target's own: Gumbel(0, 1) for AutoTargetDistribution, none for the others>"
 
 
-UNNAMED: Any = _Unnamed()
+OF_TARGET: Any = _OfTarget()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FiniteDifference(PerturbAndMAP):
     """Base of the estimators with a target distribution: theta' = alpha theta - lambda dy.
 
-    Where neither a target nor a noise is named, they are `AutoTargetDistribution()`, which needs no number, and
-    `GumbelNoiseDistribution()`. Where one is, the other is that of the publications: no noise, the published target.
+    The default target is `AutoTargetDistribution()`, which needs no number. The default noise is the target's own:
+    Gumbel(0, 1) for `AutoTargetDistribution`, none for the published targets. None as noise adds none.
 
     Args:
         target_distribution: where alpha and lambda come from; None is the published one.
@@ -42,24 +40,21 @@ class FiniteDifference(PerturbAndMAP):
         target_noise_temperature: tau', how strongly the target pass is perturbed, by the same draw of eps.
     """
 
-    target_distribution: BaseTargetDistribution | None = UNNAMED
-    noise_distribution: Any = UNNAMED
+    target_distribution: BaseTargetDistribution | None = field(default_factory=AutoTargetDistribution)
+    noise_distribution: Any = OF_TARGET
     theta_noise_temperature: float = 1.0
     target_noise_temperature: float = 1.0
     target: BaseTargetDistribution = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        target, noise = self.target_distribution, self.noise_distribution
-        if target is UNNAMED and noise is UNNAMED:
-            target, noise = AutoTargetDistribution(), GumbelNoiseDistribution()
-        object.__setattr__(self, "noise_distribution", None if noise is UNNAMED else noise)
-        object.__setattr__(
-            self, "target_distribution", self.published_target() if target is UNNAMED or target is None else target
-        )
+        target = self.published_target() if self.target_distribution is None else self.target_distribution
+        if not isinstance(target, BaseTargetDistribution):
+            raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {target!r}")
+        object.__setattr__(self, "target_distribution", target)
+        object.__setattr__(self, "target", target)  # the same, and never None
+        if self.noise_distribution is OF_TARGET:
+            object.__setattr__(self, "noise_distribution", target.default_noise())
         super().__post_init__()
-        if not isinstance(self.target_distribution, BaseTargetDistribution):
-            raise TypeError(f"target_distribution must be a BaseTargetDistribution, not {self.target_distribution!r}")
-        object.__setattr__(self, "target", self.target_distribution)  # the same, and never None
         self._check_temperatures("theta_noise_temperature", "target_noise_temperature")
 
     @staticmethod
@@ -78,21 +73,20 @@ class FiniteDifference(PerturbAndMAP):
         return self.noise_distribution is not None and self.tau + self.target_noise_temperature > 0
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         counted = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
-        size = self.size(theta, noise, counted)
+        size = self.size(theta, noise, counted, solve.sign)
         # lambda dy; theta' is a step against it, or with it for a solver that minimises
-        step = times(counted, self.sign * size)
+        step = times(counted, solve.sign * size)
         difference = self.average(self.difference(solve, theta, noise, z, step))
-        if self._is_minimization:
+        if solve.sign < 0:
             difference = -difference
         g = self.target.scale(difference, theta, dy, size)
         if take_note:
-            skipped = getattr(solve, "skipped", None)
-            if skipped is not None:
-                difference, dy = difference[~skipped], dy[~skipped]
+            if solve.skipped is not None:
+                difference, dy = difference[~solve.skipped], dy[~solve.skipped]
             self.target.update(difference, dy)
         return g
 
@@ -107,11 +101,11 @@ class FiniteDifference(PerturbAndMAP):
         _, finite_or_skipped = super().check_gradient(torch.where(finite, 0.0, torch.nan))
         return torch.where(finite, dy, 0.0), finite_or_skipped
 
-    def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor) -> Tensor:
+    def size(self, theta: Tensor, noise: Tensor | None, dy: Tensor, sign: int) -> Tensor:
         """Return lambda from theta `[B, ...]`, eps and dy `[B, R, ...]`."""
-        return self.target.step_size(theta, dy, noise, self.target_noise_temperature, walls(theta, self.sign))
+        return self.target.step_size(theta, dy, noise, self.target_noise_temperature, walls(theta, sign))
 
-    def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
+    def difference(self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the difference of solutions `[B, R, ...]` that one estimator takes.
 
         Args:
@@ -140,25 +134,12 @@ class FiniteDifference(PerturbAndMAP):
 
 
 def walls(theta: Tensor, sign: int) -> Tensor | None:
-    """Return which entries of theta `[B, ...]` no solution can take, None where a glance finds none.
+    """Return which entries of theta `[B, ...]` are masks, None where a glance finds none.
 
-    They are masks: -inf, -1e9 or the least number of the dtype for a solver that maximises (`sign` 1), the same
-    with the other sign for one that minimises. An entry counts as one if it is a thousand or more on the side that
-    the solver avoids, and a factor of ten is empty between it and the scale of the best entries of the instances.
+    A mask is -inf for a solver that maximises (`sign` 1), +inf for one that minimises, or a finite number on that side
+    of 1e8 and more; where the dtype ends below, as float16 does, half of its largest number and more.
     """
-    least = 10.0**_LEAST_WALL
+    least = min(_LEAST_WALL, torch.finfo(theta.dtype).max / 2)
     if not theta.numel() or (host_may_wait(theta) and (-theta.min() if sign > 0 else theta.max()) < least):
         return None
-    disliked = -sign * theta
-    magnitude = theta.abs().to(torch.promote_types(theta.dtype, torch.float32))
-    decade = magnitude.log10().nan_to_num(posinf=_DECADES, neginf=0.0).floor().clamp(0, _DECADES).long()
-    most = disliked.flatten(1).argmin(dim=1, keepdim=True)
-    best, walled = decade.flatten(1).gather(1, most), disliked.flatten(1).amin(dim=1, keepdim=True) >= least
-    # an instance of which every entry is the same wall, as padding is, has no best entry
-    walled &= theta.flatten(1).amax(dim=1, keepdim=True) == theta.flatten(1).amin(dim=1, keepdim=True)
-    best = torch.where(walled.all(), best, best.float().masked_fill(walled, torch.nan).nanmedian().long()).median()
-    occupied = torch.zeros(_DECADES + 1, dtype=torch.bool, device=theta.device).index_fill(0, decade.flatten(), True)
-    powers = torch.arange(_DECADES + 1, device=theta.device)
-    free = ~occupied & (powers >= best.clamp(min=_LEAST_WALL - 1))
-    first_free = torch.where(free, powers, _DECADES).amin()
-    return (disliked >= least) & (decade > first_free)
+    return theta <= -least if sign > 0 else theta >= least

@@ -11,7 +11,7 @@ from torch import Tensor
 from imle.decorator import decorator
 from imle.finite_difference import walls
 from imle.one_temperature import OneTemperature
-from imle.perturb_and_map import Solve
+from imle.solver import BoundSolver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +34,8 @@ class IdentityWithProjection(OneTemperature):
     Identity with Projection Works", ICLR 2023.
 
     Args:
-        projection: "mean", "norm", "std" (both) or None. With "mean" and "std" all solutions must have the same number
-            of ones, or noise-free answers change too.
+        projection: "mean", "norm", "std" (both) or None; to be named. With "mean" and "std" all solutions must have the
+            same number of ones (knapsacks and paths have not), or noise-free answers change too.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
@@ -54,28 +54,28 @@ class IdentityWithProjection(OneTemperature):
         tensor([[ 2., -1., -1.]])
     """
 
-    projection: Literal["mean", "norm", "std"] | None = "std"
+    projection: Literal["mean", "norm", "std"] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.projection not in ("mean", "norm", "std", None):
             raise ValueError(f"projection must be 'mean', 'norm', 'std' or None, not {self.projection!r}")
 
-    def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
+    def perturb(self, theta: Tensor, noise: Tensor | None, sign: int) -> Tensor:
         """Return P(theta) + tau eps `[B, R, ...]`."""
         if self.projection is None:
-            return super().perturb(theta, noise)
-        seen, centred, length = self._parts(theta)
-        return super().perturb(torch.where(seen, centred / length, theta).to(theta.dtype), noise)
+            return super().perturb(theta, noise, sign)
+        seen, centred, length = self._parts(theta, sign)
+        return super().perturb(torch.where(seen, centred / length, theta).to(theta.dtype), noise, sign)
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g = P'(theta)^T dy `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
-        g = self.average(dy) * self.sign
+        g = self.average(dy) * solve.sign
         if self.projection is None:
             return g
-        seen, centred, length = (part.unsqueeze(1) for part in self._parts(theta))
+        seen, centred, length = (part.unsqueeze(1) for part in self._parts(theta, solve.sign))
         v = torch.where(seen, g.to(centred.dtype), 0.0)
         if self.projection != "mean":
             u = centred / _norm(centred, 2)
@@ -85,10 +85,10 @@ class IdentityWithProjection(OneTemperature):
             v = v - _mean(v, seen, 2)
         return torch.where(seen, v, 0.0).to(theta.dtype)
 
-    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, theta: Tensor, sign: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return which entries are no masks and theta, centred where asked for, both `[B, ...]`, and its length."""
         theta = theta.contiguous()  # sums come out the same for all strides
-        seen, walled = theta.isfinite(), walls(theta, self.sign)
+        seen, walled = theta.isfinite(), walls(theta, sign)
         if walled is not None:
             seen &= ~walled
         centred = torch.where(seen, theta, 0.0).to(torch.promote_types(theta.dtype, torch.float32))

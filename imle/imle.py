@@ -10,7 +10,7 @@ from torch import Tensor
 from imle._numerics import rows_with
 from imle.decorator import decorator
 from imle.finite_difference import FiniteDifference
-from imle.perturb_and_map import Solve
+from imle.solver import BoundSolver
 from imle.target import TargetDistribution
 
 
@@ -48,7 +48,7 @@ class IMLE(FiniteDifference):
         """Return a fixed lambda of 1."""
         return TargetDistribution()
 
-    def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
+    def difference(self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return z - MAP(theta' + tau' eps) `[B, R, ...]`; see `FiniteDifference.difference`."""
         difference = z - solve(self.base(theta, noise) - step)
         if self.base_is_forward_pass():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from imle.k_subsets import KSubsetLayer, log_prob
+from imle.perturb_and_map import over_samples
 
 
 class KSubsetSFE(KSubsetLayer):
@@ -24,6 +25,7 @@ class KSubsetSFE(KSubsetLayer):
         k: size of the subset.
         nb_samples: S, draws for each instance; 2 or more for a leave-one-out baseline.
         generator: the random state; None uses torch's own.
+        sample_reduction: "mean" for a loss that sums over samples, "sum" for one that is a mean over all rows.
 
     Raises:
         ValueError: k or nb_samples is out of its range, or theta has no batch dimension.
@@ -45,7 +47,8 @@ class KSubsetSFE(KSubsetLayer):
         """Return draws z `[B*S, ..., N]`, without a gradient, and log p(z) `[B*S]`, differentiable, in either mode."""
         z = self.draw(theta, generator)
         draws = z.unflatten(0, (theta.shape[0], self.nb_samples))
-        return z, log_prob(theta.unsqueeze(1), draws, self.k).unsqueeze(-1).flatten(2).sum(dim=2).flatten()
+        log_probs = log_prob(theta.unsqueeze(1), draws, self.k).unsqueeze(-1).flatten(2).sum(dim=2).flatten()
+        return z, over_samples(log_probs, self.nb_samples, self.sample_reduction)
 
     def solve(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likeliest subsets `[B, ..., N]`, which were not drawn, and zeros `[B]` for their log p."""

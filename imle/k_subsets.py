@@ -21,7 +21,7 @@ is computed in float32. Entries that are masked get no gradient.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from imle._compile import eager
 from imle._numerics import host_may_wait, name_rows
 from imle._reentry import repeatable
 from imle.noise import GumbelNoiseDistribution, draw
+from imle.perturb_and_map import check_reduction
 from imle.solvers import select_k
 
 _LARGEST = 1e30  # as good as infinite
@@ -187,14 +188,22 @@ class KSubsetLayer(nn.Module):
         k: size of the subset.
         nb_samples: S, draws for each instance; more is less noisy.
         generator: the random state; None uses torch's own.
+        sample_reduction: "mean" for a loss that sums over samples, "sum" for one that is a mean over all rows.
     """
 
-    def __init__(self, k: int, nb_samples: int = 1, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        k: int,
+        nb_samples: int = 1,
+        generator: torch.Generator | None = None,
+        sample_reduction: Literal["mean", "sum"] = "mean",
+    ):
         super().__init__()
+        check_reduction(sample_reduction)
         for name, value in (("k", k), ("nb_samples", nb_samples)):
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be a whole number from 1 up, not {value!r}")
-        self.k, self.nb_samples, self.generator = k, nb_samples, generator
+        self.k, self.nb_samples, self.sample_reduction, self.generator = k, nb_samples, sample_reduction, generator
 
     def draw(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return exact draws z `[B*S, ..., N]`, without a gradient."""

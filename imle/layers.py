@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from imle.perturb_and_map import Estimator
+from imle.perturb_and_map import Estimator, check_reduction, over_samples
 from imle.relaxations import check_temperature
 from imle.solver import Solver
 
@@ -95,10 +95,12 @@ class RelaxedLayer(nn.Module):
         temperature: positive; lower is closer to discrete and has gradients of larger variance. An attribute, for a
             schedule to set.
         nb_samples: S.
+        sample_reduction: "mean" for a loss that sums over samples, "sum" for one that is a mean over all rows; see
+            `imle.perturb_and_map.Estimator`.
 
     Raises:
         TypeError: the solver or the relaxation cannot be called.
-        ValueError: the temperature is not positive, or there is no sample.
+        ValueError: the temperature is not positive, there is no sample, or another reduction is asked for.
 
     Example:
         >>> import torch
@@ -125,8 +127,10 @@ class RelaxedLayer(nn.Module):
         relax: Callable[..., Tensor],
         temperature: float,
         nb_samples: int = 1,
+        sample_reduction: Literal["mean", "sum"] = "mean",
     ):
         super().__init__()
+        check_reduction(sample_reduction)
         for name, function in (("solver", solver), ("relax", relax)):
             if not callable(function):
                 raise TypeError(f"{name} must be callable, {function!r} is not")
@@ -134,6 +138,7 @@ class RelaxedLayer(nn.Module):
         if not (isinstance(nb_samples, int) and nb_samples >= 1):
             raise ValueError(f"nb_samples must be a whole number from 1 up, not {nb_samples!r}")
         self.solver, self.relax, self.temperature, self.nb_samples = solver, relax, temperature, nb_samples
+        self.sample_reduction = sample_reduction
 
     def sample(self, theta: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return relaxed solutions `[B*S, N]` in either mode; what `mask` `[B, N]` forbids, by False, is left out.
@@ -145,6 +150,7 @@ class RelaxedLayer(nn.Module):
             theta = theta.masked_fill(~mask, self.FORBIDDEN)
         if self.nb_samples > 1:
             theta = theta.repeat_interleave(self.nb_samples, dim=0)
+        theta = over_samples(theta, self.nb_samples, self.sample_reduction)
         return self.relax(theta, temperature=self.temperature, generator=generator)
 
     @torch.no_grad()

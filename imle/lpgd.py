@@ -10,8 +10,8 @@ from torch import Tensor
 from imle._numerics import host_may_wait
 from imle.decorator import decorator
 from imle.finite_difference import FiniteDifference
-from imle.perturb_and_map import Solve
-from imle.target import TargetDistribution
+from imle.solver import BoundSolver
+from imle.target import BaseTargetDistribution, TargetDistribution
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +57,7 @@ class LPGD(FiniteDifference):
         torch.Size([3, 5])
     """
 
+    target_distribution: BaseTargetDistribution | None = None
     noise_distribution: Any = None
     rho: float = 0.0
     envelope: Literal["lower", "upper", "average"] = "lower"
@@ -73,7 +74,7 @@ class LPGD(FiniteDifference):
         """Return a fixed lambda of 1, by which the difference is divided."""
         return TargetDistribution(do_gradient_scaling=True)
 
-    def difference(self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
+    def difference(self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the numerator of g `[B, R, ...]`, half of it for "average"; see `FiniteDifference.difference`."""
         base = self.base(theta, noise)
         if not self.base_is_forward_pass():
@@ -82,7 +83,7 @@ class LPGD(FiniteDifference):
             if host_may_wait(z) and not ((z == 0) | (z == 1)).all():
                 raise ValueError("with rho above 0 the solver must return zeros and ones: ||z' - z||^2 is linear there")
             # -rho / 2 ||z' - z||^2 = rho <z - 1/2, z'> - rho / 2 <1, z>
-            base = base + self.sign * self.rho * (z - 0.5)
+            base = base + solve.sign * self.rho * (z - 0.5)
         if self.envelope == "lower":
             return z - solve(base - step)
         if self.envelope == "upper":

@@ -28,7 +28,17 @@ from imle.solver import BoundSolver, DifferentiableSolver, ReverseMode, Solver
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
-Solve = Callable[[Tensor], Tensor]
+
+
+def over_samples(x: Tensor, samples: int, sample_reduction: str) -> Tensor:
+    """Return x, of which S rows are of one instance, with a gradient that is a sum or a mean over them."""
+    return _ScaledGradient.apply(x, 1 / samples) if sample_reduction == "mean" and samples > 1 else x
+
+
+def check_reduction(sample_reduction: str) -> None:
+    """Refuse a way to put the gradients of samples together that there is not, with a ValueError."""
+    if sample_reduction not in ("mean", "sum"):
+        raise ValueError(f"sample_reduction must be 'mean' or 'sum', not {sample_reduction!r}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,15 +53,25 @@ class Estimator(Generic[Output]):
     Args:
         noise_distribution: where eps comes from: any object with `sample(shape)`; None adds no noise.
         nb_samples: S, solutions for each instance; more is less noisy, and S times the work.
+        sample_reduction: how the gradients of an instance's samples are put together. "mean", as published, for a loss
+            that sums over samples and takes the mean over instances; "sum", the chain rule, for a loss that is a mean
+            over all rows. With either the gradient does not grow with S.
         generator: the random state for noises that take one; None uses torch's own.
+        _is_minimization: the solver minimises <z, theta>: its noise is subtracted, and a gradient that is dy itself has
+            the other sign. None asks the solver, which may have an attribute `minimises`.
     """
 
     noise_distribution: Any = None
     nb_samples: int = 1
+    sample_reduction: Literal["mean", "sum"] = "mean"
     generator: torch.Generator | None = None
+    _is_minimization: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_counts("nb_samples")
+        check_reduction(self.sample_reduction)
+        if self._is_minimization not in (True, False, None):
+            raise ValueError(f"_is_minimization must be True, False or None, not {self._is_minimization!r}")
         if self.noise_distribution is not None and not hasattr(self.noise_distribution, "sample"):
             raise TypeError(f"noise_distribution needs a sample(shape) method, {self.noise_distribution!r} has none")
         if not isinstance(self.generator, torch.Generator | None):
@@ -115,51 +135,69 @@ class Estimator(Generic[Output]):
     @torch.no_grad()
     def solve(self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict) -> Output:
         """Return what `sample` does, for the solutions MAP(theta) `[B, ...]`: without noise, and without a gradient."""
-        self.check_theta(theta)
+        bound = self.bind(solver, theta, 1, args, kwargs)
         parameters = theta.clone(memory_format=torch.contiguous_format).unsqueeze(1)
-        return self.solved(BoundSolver(solver, theta.shape[0], 1, args, kwargs)(parameters).squeeze(1).clone())
+        return self.solved(bound(parameters).squeeze(1).clone())
 
     def solved(self, z: Tensor) -> Output:
         """Return solutions `[B, ...]` in the form that `sample` returns."""
         return cast(Any, z)
 
-    def draw_noise(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return eps `[B, R, ...]`: one draw serves all passes."""
+    def draw_noise(self, theta: Tensor, sign: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return eps `[B, R, ...]`, for a minimiser (`sign` -1) -eps: one draw serves all passes.
+
+        argmin(theta - eps) is argmax(-theta + eps): what a minimiser draws is what a maximiser of -theta does.
+        """
         if not self.needs_noise:
             return None
         shape = (theta.shape[0], self.rows, *theta.shape[1:])
         source = repeatable(self.generator if generator is None else generator)
-        return draw(self.noise_distribution, shape, like=theta, generator=source)
+        noise = draw(self.noise_distribution, shape, like=theta, generator=source)
+        return noise if sign > 0 else -noise
 
-    def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
-        """Return theta + tau eps `[B, R, ...]` in memory of its own, which a solver may overwrite."""
+    def perturb(self, theta: Tensor, noise: Tensor | None, sign: int) -> Tensor:
+        """Return theta + tau eps `[B, R, ...]` in memory of its own, which a solver may overwrite.
+
+        Args:
+            theta: `[B, ...]`.
+            noise: from `draw_noise`, or None.
+            sign: of the solver.
+        """
         if noise is None or self.tau == 0:
             return theta.unsqueeze(1).repeat_interleave(self.rows, dim=1).contiguous()
         # theta + tau eps
         return torch.add(theta.unsqueeze(1), noise, alpha=self.tau)
 
-    def check_theta(self, theta: Any) -> None:
-        """Refuse what no solver can be asked.
+    def bind(self, solver: Solver, theta: Tensor, rows: int, args: tuple, kwargs: dict) -> BoundSolver:
+        """Return the solver with its arguments, over `rows` rows for each instance of theta `[B, ...]`.
 
         Raises:
             TypeError: theta is not a tensor of floating-point numbers.
             ValueError: theta has no batch dimension.
             FloatingPointError: a row holds NaN, or an infinity that every solution would have to take.
+            ValueError: the solver's sense is not what `_is_minimization` says.
         """
         if not isinstance(theta, Tensor) or not theta.is_floating_point():
             found = theta.dtype if isinstance(theta, Tensor) else type(theta).__name__
             raise TypeError(f"theta must be a tensor of floating-point numbers, not {found}")
         if theta.dim() < 2:
             raise ValueError(f"theta must be [B, ...] with a batch dimension first, not {tuple(theta.shape)}")
+        bound = BoundSolver(solver, theta.shape[0], rows, args, kwargs, self._is_minimization)
+        self.check_finite(theta, bound.sign)
+        return bound
+
+    def check_finite(self, theta: Tensor, sign: int) -> None:
+        """Refuse theta where it is no parameter of any problem."""
         if host_may_wait(theta) and not host_sees_finite(theta):
-            broken = self.broken(theta)
+            broken = self.broken(theta, sign)
             if broken.any():
+                mask = "-inf" if sign > 0 else "+inf, for the solver minimises"
                 raise FloatingPointError(
-                    f"theta holds NaN, or an infinity that is no mask, in {name_rows(broken)}: "
-                    "look for overflow in the network before the solver"
+                    f"theta holds NaN, or an infinity that is no mask, in {name_rows(broken)}: look for overflow in "
+                    f"the network before the solver; a mask is {mask}"
                 )
 
-    def broken(self, theta: Tensor) -> Tensor:
+    def broken(self, theta: Tensor, sign: int) -> Tensor:
         """Return where theta `[B, ...]` is no parameter of any problem."""
         return theta.isnan()
 
@@ -176,12 +214,10 @@ class PerturbAndMAP(Estimator[Tensor]):
         nonfinite: what a NaN or infinite dy does: "raise" a FloatingPointError, or "skip" the step (zero gradient) with
             a warning. The adaptive state is left alone either way. On an accelerator nothing may wait for the host:
             "raise" gives a gradient of NaN there, "skip" a silent zero.
-        _is_minimization: the solver minimises <z, theta>; the gradient has the other sign then.
     """
 
     nb_marginal_samples: int = 1
     nonfinite: Literal["raise", "skip"] = "raise"
-    _is_minimization: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,29 +237,29 @@ class PerturbAndMAP(Estimator[Tensor]):
         return self.nb_samples * self.nb_marginal_samples
 
     @property
-    def sign(self) -> int:
-        """1 for a solver that maximises <z, theta>, -1 for one that minimises it."""
-        return -1 if self._is_minimization else 1
+    def outputs(self) -> int:
+        """How many rows of an instance the decorated solver returns."""
+        return self.rows
 
     @eager
     def sample(
         self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return z `[B*R, ...]`; see `Estimator.sample`."""
-        self.check_theta(theta)
-        bound = BoundSolver(solver, theta.shape[0], self.rows, args, kwargs)
-        noise, take_note = self.draw_noise(theta, generator), not differentiated_row_by_row()
+        bound = self.bind(solver, theta, self.rows, args, kwargs)
+        noise, take_note = self.draw_noise(theta, bound.sign, generator), not differentiated_row_by_row()
         return _PerturbAndMAP.apply(theta, noise, self, bound, take_note, *bound.mapped())
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """The rule: return g `[B, S, ...]`, before it is averaged over S.
 
         Args:
-            solve: perturbed parameters `[B, R, ...]` -> solutions `[B, R, ...]`, which the next call may overwrite.
+            solve: perturbed parameters `[B, R, ...]` -> solutions `[B, R, ...]`, which the next call may overwrite; its
+                `sign` is -1 where they minimise.
             theta: `[B, ...]`.
-            noise: `[B, R, ...]`, the draw of the forward pass, or None.
+            noise: `[B, R, ...]`, the draw of the forward pass as it is added, or None.
             z: `[B, R, ...]`, what the forward pass returned.
             dy: `[B, R, ...]`, the gradient of the loss with respect to z; NaN in rows that are to count for nothing.
             take_note: whether an adaptive state may move.
@@ -236,6 +272,8 @@ class PerturbAndMAP(Estimator[Tensor]):
         """Return the gradient of theta `[B, ...]` from z and dy `[B*R, ...]`."""
         rows = (theta.shape[0], self.rows)
         dy, finite = self.check_gradient(dy)
+        if self.sample_reduction == "sum" and self.outputs > 1:
+            dy = dy * self.outputs  # of a mean over all rows: what a sum over samples would have
         z, dy = z.unflatten(0, rows), dy.unflatten(0, rows)
         if solver.skipped is not None:
             skipped = beside(solver.skipped, theta)
@@ -244,7 +282,7 @@ class PerturbAndMAP(Estimator[Tensor]):
             g = self.gradient(solver, theta, noise, z, dy, take_note)
             g = g.mean(dim=1) if g.shape[1] > 1 else g[:, 0]
         else:  # NaN in place of dy marks the rows that are to count for nothing
-            broken = rows_with(self.broken(theta))
+            broken = rows_with(self.broken(theta, solver.sign))
             theta, dy = theta.masked_fill(broken, 0.0), dy.masked_fill(broken.unsqueeze(1), torch.nan)
             g = self.gradient(solver, theta, noise, z, dy, take_note).mean(dim=1).masked_fill(broken, torch.nan)
         if solver.skipped is not None:
@@ -257,9 +295,9 @@ class PerturbAndMAP(Estimator[Tensor]):
             return x
         return x.unflatten(1, (self.nb_samples, self.nb_marginal_samples)).mean(dim=2)
 
-    def broken(self, theta: Tensor) -> Tensor:
+    def broken(self, theta: Tensor, sign: int) -> Tensor:
         """Return where theta `[B, ...]` is NaN, or infinite on the side that the solver likes."""
-        return theta.isnan() | (theta == self.sign * torch.inf)
+        return theta.isnan() | (theta == sign * torch.inf)
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return dy, zero where it is not finite, and, where the host may not wait for it, whether it was finite.
@@ -299,7 +337,7 @@ class _PerturbAndMAP(ReverseMode):
         *tensors: Tensor,
     ) -> Tensor:
         # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
-        return solver.given(tensors)(estimator.perturb(theta, noise)).flatten(0, 1).clone()
+        return solver.given(tensors)(estimator.perturb(theta, noise, solver.sign)).flatten(0, 1).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -322,6 +360,24 @@ class _PerturbAndMAP(ReverseMode):
 
 # torch asks for the signature in every call, and would make it anew
 _PerturbAndMAP.forward.__signature__ = inspect.signature(_PerturbAndMAP.forward)  # type: ignore[attr-defined]
+
+
+class _ScaledGradient(ReverseMode):
+    """Return x as it is, and its gradient times a factor."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad * ctx.factor, None
 
 
 class _OnceDifferentiable(ReverseMode):

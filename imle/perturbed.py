@@ -11,8 +11,7 @@ from torch import Tensor
 from imle.decorator import decorator
 from imle.noise import NormalNoiseDistribution
 from imle.one_temperature import OneTemperature
-from imle.perturb_and_map import Solve
-from imle.solver import Solver
+from imle.solver import BoundSolver, Solver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +27,7 @@ class PerturbedOptimiser(OneTemperature):
     The mean is differentiable, and g is an unbiased estimate of its gradient, in the loss of the mean for large M.
     Unlike with other estimators, the decorated solver returns means of solutions, `[B*S, ...]`, each over
     M = `nb_marginal_samples` of them: the usual call has S = 1 and a large M. The noise needs a `log_prob(value)`
-    beside its `sample(shape)`; by default it is normal. Whether the solver maximises or minimises is all the same to g.
+    beside its `sample(shape)`; by default it is normal.
 
     Multiplicative noise keeps the signs of theta, for solvers that need them, such as shortest paths. An entry of 0
     stays 0 under it, and gets no gradient.
@@ -86,19 +85,19 @@ class PerturbedOptimiser(OneTemperature):
         z = super().sample(solver, theta, args, kwargs, generator)
         return z.unflatten(0, (theta.shape[0] * self.nb_samples, self.nb_marginal_samples)).mean(dim=1)
 
-    def perturb(self, theta: Tensor, noise: Tensor | None) -> Tensor:
+    def perturb(self, theta: Tensor, noise: Tensor | None, sign: int) -> Tensor:
         """Return theta + tau eps, or theta exp(tau eps - tau^2 / 2), `[B, R, ...]`."""
         if noise is None or not self.multiplicative:
-            return super().perturb(theta, noise)
+            return super().perturb(theta, noise, sign)
         return theta.unsqueeze(1) * torch.exp(self.tau * noise - self.tau**2 / 2)
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         assert noise is not None
         if self.baseline == "solution":
-            z = z - solve(self.perturb(theta, None))
+            z = z - solve(self.perturb(theta, None, solve.sign))
         elif self.baseline == "leave_one_out":
             per_mean = z.unflatten(1, (self.nb_samples, self.nb_marginal_samples))
             # z less the mean of the others is M / (M - 1) (z less the mean of all)
@@ -106,17 +105,22 @@ class PerturbedOptimiser(OneTemperature):
             z = others.flatten(1, 2) * (self.nb_marginal_samples / (self.nb_marginal_samples - 1))
         # <z, dy> s(eps) / tau; dy is that of the mean, divided by M
         weight = (z * dy).flatten(2).sum(dim=2).view(*z.shape[:2], *[1] * (z.dim() - 2))
-        g = self.average(weight * self.score(noise)) * (self.nb_marginal_samples / self.tau)
+        g = self.average(weight * self.score(noise, solve.sign)) * (self.nb_marginal_samples / self.tau)
         unmoved = theta.isinf()  # what was decided beforehand says nothing about the noise
         if self.multiplicative:
             unmoved = unmoved | (theta == 0)
             g = g / torch.where(unmoved, 1.0, theta).unsqueeze(1)
         return g.masked_fill(unmoved.unsqueeze(1), 0.0)
 
-    def score(self, noise: Tensor) -> Tensor:
-        """Return s(eps) = -grad log rho(eps), of the noise's shape and dtype."""
+    def score(self, noise: Tensor, sign: int) -> Tensor:
+        """Return s(eps) = -grad log rho(eps) of noise as it is added, which is -eps to a minimiser (`sign` -1)."""
         log_prob = self.noise_distribution.log_prob
-        return -torch.func.grad(lambda eps: log_prob(eps).sum())(noise)
+        return -torch.func.grad(lambda added: log_prob(sign * added).sum())(noise)
+
+    @property
+    def outputs(self) -> int:
+        """S: what the decorated solver returns are means over M."""
+        return self.nb_samples
 
 
 perturbed = decorator("perturbed", PerturbedOptimiser)

@@ -24,8 +24,8 @@ from torch import Tensor
 from imle._compile import eager
 from imle.decorator import decorator
 from imle.noise import GumbelNoiseDistribution
-from imle.perturb_and_map import Estimator
-from imle.solver import BoundSolver, Solver
+from imle.perturb_and_map import Estimator, over_samples
+from imle.solver import Solver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,8 +35,8 @@ class SFE(Estimator[tuple[Tensor, Tensor]]):
     A score-function estimator needs values of the loss, not its gradient with respect to z. The decorated solver
     therefore returns two tensors for theta `[B, ...]`: the solutions z `[B*S, ...]`, without a gradient, and `log_prob`
     `[B*S]`. `score_function_loss` joins the losses of the solutions with `log_prob`; so does any surrogate of your
-    own. Whether the solver maximises or minimises is all the same: losses alone say which way is better. The noise
-    needs a `log_prob(value)` beside its `sample(shape)`; by default it is Gumbel(0, 1).
+    own. Whether the solver maximises or minimises only says how noise is added: losses alone say which way is better.
+    The noise needs a `log_prob(value)` beside its `sample(shape)`; by default it is Gumbel(0, 1).
 
     Args:
         noise_temperature: tau; larger has less variance, and blurs the distribution of z more.
@@ -85,21 +85,20 @@ class SFE(Estimator[tuple[Tensor, Tensor]]):
         self, solver: Solver, theta: Tensor, args: tuple, kwargs: dict, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return z `[B*S, ...]`, detached, and log p(u; theta) `[B*S]`, differentiable in theta."""
-        self.check_theta(theta)
-        noise = self.draw_noise(theta, generator)
+        bound = self.bind(solver, theta, self.nb_samples, args, kwargs)
+        noise = self.draw_noise(theta, bound.sign, generator)
         assert noise is not None
         with torch.no_grad():
-            bound = BoundSolver(solver, theta.shape[0], self.nb_samples, args, kwargs)
-            z = bound(self.perturb(theta, noise)).flatten(0, 1).clone()
+            z = bound(self.perturb(theta, noise, bound.sign)).flatten(0, 1).clone()
         # (u - theta) / tau, which is the noise, as a function of theta: where theta is huge the subtraction loses it.
         # An infinite entry is decided beforehand, and its noise says nothing about theta.
         moved = torch.where(theta.isinf(), 0.0, theta.detach() - theta).unsqueeze(1)
         # log p(u; theta) = log rho((u - theta) / tau) - N log tau
-        log_density = self.noise_distribution.log_prob(noise + moved / self.tau) - math.log(self.tau)
+        log_density = self.noise_distribution.log_prob(bound.sign * (noise + moved / self.tau)) - math.log(self.tau)
         log_prob = log_density.flatten(2).sum(dim=2)
         if bound.skipped is not None:  # what was not solved says nothing about theta
             log_prob = log_prob.masked_fill(bound.skipped.unsqueeze(1), 0.0)
-        return z, log_prob.flatten()
+        return z, over_samples(log_prob.flatten(), self.nb_samples, self.sample_reduction)
 
     def solved(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return solutions `[B, ...]` that were not drawn, and the logarithm of their probability, zeros `[B]`."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from imle.k_subsets import KSubsetLayer, marginals
+from imle.perturb_and_map import over_samples
 
 
 class SIMPLE(KSubsetLayer):
@@ -14,8 +15,7 @@ class SIMPLE(KSubsetLayer):
         g = (d mu / d theta) dy,    mu(theta) = E[z]
 
     The Jacobian is exact, so there is no perturbation, no step and nothing to tune; g is right for losses that are
-    linear in z, and biased for others. The subset is taken along the last dimension of theta. The gradient is averaged
-    over the S samples.
+    linear in z, and biased for others. The subset is taken along the last dimension of theta.
 
     Source: Ahmed, Zeng, Niepert, Van den Broeck, "SIMPLE: A Gradient Estimator for k-Subset Sampling", ICLR 2023.
 
@@ -23,6 +23,7 @@ class SIMPLE(KSubsetLayer):
         k: size of the subset.
         nb_samples: S, draws for each instance; more is less noisy.
         generator: the random state; None uses torch's own.
+        sample_reduction: "mean" for a loss that sums over samples, "sum" for one that is a mean over all rows.
 
     Raises:
         ValueError: k or nb_samples is out of its range, or theta has no batch dimension.
@@ -44,4 +45,4 @@ class SIMPLE(KSubsetLayer):
         if not (torch.is_grad_enabled() and theta.requires_grad):
             return z
         mu = marginals(theta, self.k).repeat_interleave(self.nb_samples, dim=0)
-        return z + (mu - mu.detach()) / self.nb_samples
+        return z + over_samples(mu - mu.detach(), self.nb_samples, self.sample_reduction)

@@ -27,21 +27,21 @@ class SPOPlusLoss(nn.Module):
 
     Args:
         solver: theta `[B, ...]` -> z of the same shape; further arguments are passed on.
-        _is_minimization: the solver minimises <z, theta>.
+        _is_minimization: the solver minimises <z, theta>; None asks the solver.
 
     Raises:
         TypeError: the solver is not callable.
 
     Example:
         >>> from imle.solvers import shortest_path
-        >>> loss = SPOPlusLoss(shortest_path, _is_minimization=True)
+        >>> loss = SPOPlusLoss(shortest_path)
         >>> costs, predicted = torch.rand(3, 5, 5), torch.rand(3, 5, 5, requires_grad=True)
         >>> loss(predicted, costs).mean().backward()
         >>> loss(costs, costs)
         tensor([0., 0., 0.])
     """
 
-    def __init__(self, solver: Solver, _is_minimization: bool = False):
+    def __init__(self, solver: Solver, _is_minimization: bool | None = None):
         super().__init__()
         if not callable(solver):
             raise TypeError(f"a solver must be callable, {solver!r} is not")
@@ -64,21 +64,20 @@ class SPOPlusLoss(nn.Module):
             ValueError: theta, theta_true and z_true are not of one shape, or the solver returned another one.
             FloatingPointError: theta, theta_true or an answer of the solver is not finite.
         """
-        self.problem.check_theta(theta)
+        solver = self.problem.bind(self.solver, theta, 1, args, kwargs)
         for name, value in (("theta_true", theta_true), ("z_true", z_true)):
             if value is not None and value.shape != theta.shape:
                 raise ValueError(f"{name} {tuple(value.shape)} must have the shape of theta, {tuple(theta.shape)}")
-        solver = BoundSolver(self.solver, theta.shape[0], 1, args, kwargs)
         theta_true = theta_true.detach().to(theta)
         z_true = self._solved(solver, theta_true) if z_true is None else z_true.detach().to(theta)
         # 2 theta - c; a mask stays one
         beyond = torch.where(theta.isinf(), theta, 2 * theta - theta_true)
         z = self._solved(solver, beyond)
         # max <2 theta - c, z> - <2 theta - c, z(c)>, which is the difference of the solutions' values
-        loss = inner(beyond, self.problem.sign * (z - z_true))
+        loss = inner(beyond, solver.sign * (z - z_true))
         return loss if solver.skipped is None else loss.masked_fill(solver.skipped, 0.0)
 
     @torch.no_grad()
     def _solved(self, solver: BoundSolver, theta: Tensor) -> Tensor:
-        self.problem.check_theta(theta)
+        self.problem.check_finite(theta, solver.sign)
         return solver(theta.clone(memory_format=torch.contiguous_format).unsqueeze(1)).squeeze(1).clone()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imle.decorator import decorator
 from imle.one_temperature import OneTemperature
-from imle.perturb_and_map import Solve
+from imle.solver import BoundSolver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,11 +38,11 @@ class STE(OneTemperature):
     """
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         """Return g = dy `[B, S, ...]`; see `PerturbAndMAP.gradient`."""
         g = self.average(dy)
-        return -g if self._is_minimization else g
+        return g if solve.sign > 0 else -g
 
 
 ste = decorator("ste", STE)

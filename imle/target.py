@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,10 @@ class BaseTargetDistribution(nn.Module, ABC):
             walled: `[B, ...]`, which entries of theta are masks; None where none is.
         """
         return self.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
+
+    def default_noise(self) -> Any:
+        """Return the noise of an estimator for which none is named: none, as in the publications."""
+        return None
 
     def scale(self, difference: Tensor, theta: Tensor, dy: Tensor, perturbation_size: Tensor) -> Tensor:
         """Return the gradient g of a difference of solutions `[B, S, ...]`, of the same shape.
@@ -133,9 +137,9 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
 
     A pass whose dy is zero or not finite leaves this state alone, and so do Jacobians, which are many backward passes
     in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin with small random numbers.
-    Entries that no solution can take (masks such as -inf or -1e9) count for nothing in ||theta||. The state lives in
-    buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself; casts of the model
-    do not round it. One target under two solvers is one state. `beta` and `grad_norm` (N) may be set by hand.
+    Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in ||theta||. The state
+    lives in buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself; casts of
+    the model do not round it. One target under two solvers is one state. `beta` and `grad_norm` (N) may be set by hand.
 
     Args:
         initial_alpha: how much of theta stays in theta'.

@@ -22,7 +22,8 @@ from imle import target
 from imle._numerics import finite_number, host_may_wait, rows_with, times
 from imle.aimle import AIMLE
 from imle.imle import IMLE
-from imle.perturb_and_map import PerturbAndMAP, Solve
+from imle.perturb_and_map import PerturbAndMAP
+from imle.solver import BoundSolver
 
 Solver = Callable[..., Any]
 
@@ -37,7 +38,7 @@ def imle(
     *,
     nb_marginal_samples: int = 1,
     theta_noise_temperature: float | None = None,
-    _is_minimization: bool = False,
+    _is_minimization: bool | None = None,
 ) -> Any:
     """Make a solver differentiable with I-MLE, called as torch-imle's `imle` was; see `imle.imle.imle`.
 
@@ -52,7 +53,7 @@ def imle(
         target_noise_temperature: tau', how strongly the target pass is perturbed.
         nb_marginal_samples: M.
         theta_noise_temperature: the other name of `input_noise_temperature`, which it replaces.
-        _is_minimization: the solver minimises <z, theta>.
+        _is_minimization: the solver minimises <z, theta>; as released, its noise is added all the same.
 
     Raises:
         TypeError: the target distribution has no method `params`, or an option is of the wrong kind.
@@ -74,7 +75,7 @@ def imle(
         return functools.partial(imle, **options)
     tau = options.pop("input_noise_temperature")
     options["theta_noise_temperature"] = tau if theta_noise_temperature is None else theta_noise_temperature
-    return _estimator(IMLE, **options)(_first_of_answer(function))
+    return _estimator(_IMLE, **options)(_first_of_answer(function))
 
 
 def aimle(
@@ -86,7 +87,7 @@ def aimle(
     theta_noise_temperature: float = 1.0,
     target_noise_temperature: float = 1.0,
     symmetric_perturbation: bool = False,
-    _is_minimization: bool = False,
+    _is_minimization: bool | None = None,
 ) -> Any:
     """Make a solver differentiable with AIMLE, called as the released code's `aimle` was; see `imle.aimle.aimle`.
 
@@ -101,7 +102,7 @@ def aimle(
     options = _options(locals())
     if function is None:
         return functools.partial(aimle, **options)
-    return _estimator(AIMLE, **options)(_first_of_answer(function))
+    return _estimator(_AIMLE, **options)(_first_of_answer(function))
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +122,21 @@ def _first_of_answer(function: Solver) -> Solver:
     return solve
 
 
+class _Released:
+    """What the two estimators of this module do otherwise: a minimiser's noise is added, too."""
+
+    def draw_noise(self, theta: Tensor, sign: int, generator: torch.Generator | None = None) -> Tensor | None:
+        return super().draw_noise(theta, 1, generator)  # type: ignore[misc]
+
+
+class _IMLE(_Released, IMLE):
+    pass
+
+
+class _AIMLE(_Released, AIMLE):
+    pass
+
+
 def _estimator(kind: type[IMLE] | type[AIMLE], target_distribution: Any, **options: Any) -> PerturbAndMAP:
     if target_distribution is None:
         target_distribution = TargetDistribution(alpha=1.0, beta=1.0)
@@ -129,7 +145,7 @@ def _estimator(kind: type[IMLE] | type[AIMLE], target_distribution: Any, **optio
         return kind(target_distribution=target_distribution, **options)
     if not callable(getattr(target_distribution, "params", None)):
         raise TypeError(f"target_distribution needs a method params(theta, dy), {target_distribution!r} has none")
-    return _AsTold(target_distribution=target_distribution, from_z=kind is IMLE, **options)
+    return _AsTold(target_distribution=target_distribution, from_z=kind is _IMLE, **options)
 
 
 # ---- target distributions
@@ -221,7 +237,7 @@ class AdaptiveTargetDistribution(_ByHand, target.AdaptiveTargetDistribution):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _AsTold(PerturbAndMAP):
+class _AsTold(_Released, PerturbAndMAP):
     """I-MLE and AIMLE whose target parameters a `BaseTargetDistribution` of the released protocol gives.
 
     `from_z` (I-MLE) takes the difference from z, else (AIMLE) from the solution of the parameters without a step.
@@ -246,11 +262,11 @@ class _AsTold(PerturbAndMAP):
         return self.noise_distribution is not None and self.tau + self.target_noise_temperature > 0
 
     def gradient(
-        self, solve: Solve, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
     ) -> Tensor:
         dy = dy if host_may_wait(dy) else dy.masked_fill(dy.isnan(), 0.0)
         repeated = theta.repeat_interleave(self.rows, dim=0)
-        minimises = {"_is_minimization": True} if self._is_minimization else {}
+        minimises = {"_is_minimization": True} if solve.sign < 0 else {}
 
         def solve_at(step: Tensor | None) -> Tensor:
             parameters = self.target_distribution.params(repeated, step, **minimises).reshape(dy.shape)
@@ -268,4 +284,4 @@ class _AsTold(PerturbAndMAP):
         process = getattr(self.target_distribution, "process", None)  # torch-imle's targets have none
         g = self.average(difference)
         g = g if process is None else process(theta, flat, g)
-        return -g if self._is_minimization else g
+        return -g if solve.sign < 0 else g

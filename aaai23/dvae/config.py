@@ -81,6 +81,7 @@ class VAEConfig(Config):
     )
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")
 
+    sample_reduction = "mean"  # the published loss sums over S
     exact_scaling = False  # the published results rest on a gradient that grows with the root of S
 
     @property

@@ -98,6 +98,7 @@ class L2XConfig(Config):
     ste_noise_temperature: float = flags.ste_noise_temperature()
 
     exact_scaling = True  # the gradient does not grow with the number of samples
+    sample_reduction = "sum"  # nor shrink: the loss is a mean over all of them
     hard = False
 
     @property

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aaai23.methods import undo_mean_over_samples
-
 CHANNELS = 100
 
 
@@ -105,8 +103,7 @@ class Explainer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return predicted ratings `[B, S]` for word ids `[B, T]`; made for a loss that is a mean over S."""
-        z = self.select(tokens)
-        z = undo_mean_over_samples(self.layer, z, len(z) // len(tokens)).unflatten(0, (len(tokens), -1))
+        z = self.select(tokens).unflatten(0, (len(tokens), -1))
         words = F.embedding(tokens, self.selector.embedding)
         return self.predictor(torch.bmm(z, words) / self.select_k)
 

@@ -185,6 +185,7 @@ class NRIConfig(Config):
     beta_update_momentum = 0.0
     target_norm = 1.0
     exact_scaling = True  # the gradient does not grow with the number of samples
+    sample_reduction = "sum"  # nor shrink: the loss is a mean over all of them
 
     @property
     def chosen_method(self) -> str:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aaai23.methods import METHODS, Layer, undo_mean_over_samples
+from aaai23.methods import METHODS, Layer
 from aaai23.nri import fast
 from aaai23.nri.config import NRIConfig
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
@@ -91,7 +91,7 @@ class RelationalInference(nn.Module):
         theta = self.logits(inputs)
         edges, log_prob = self.sample(theta, inputs.shape[1])
         samples = len(edges) // len(inputs)
-        predicted = self.decoder(inputs, undo_mean_over_samples(self.layer, edges, samples), prediction_steps)
+        predicted = self.decoder(inputs, edges, prediction_steps)
         nll = nll_gaussian(predicted, inputs[:, :, 1:].repeat_interleave(samples, dim=0), self.variance)
         if self.baseline is not None:
             assert log_prob is not None

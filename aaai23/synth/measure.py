@@ -113,13 +113,11 @@ class Gradients:
         layer: theta `[B, N]` -> samples, or samples and their log-probabilities.
         samples: S.
         baseline: of score functions.
-        sums: the layer sums over S and takes no mean.
     """
 
     layer: Callable[[Tensor], Any]
     samples: int
     baseline: Literal["leave_one_out"] | None = None
-    sums: bool = False
 
     def __call__(self, theta: Tensor, loss: Loss) -> Tensor:
         """Return one gradient for each row of theta `[B, N]`."""
@@ -129,7 +127,7 @@ class Gradients:
             losses = score_function_loss(loss(z[0]), z[1], self.samples, self.baseline)
         else:
             losses = loss(z)
-        (losses.sum() / (self.samples if self.sums else 1)).backward()
+        losses.sum().backward()
         return torch.zeros_like(theta) if theta.grad is None else theta.grad
 
 
@@ -158,8 +156,8 @@ def _score(family: Family, noise: Any, samples: int, _: Any, exact: bool, baseli
     if impossible or (baseline and samples < 2):
         return None
     if exact:
-        return Gradients(KSubsetSFE(family.subset or 0, samples), samples, baseline, sums=True)
-    return Gradients(sfe(family.solve, noise_distribution=noise, nb_samples=samples), samples, baseline, sums=True)
+        return Gradients(KSubsetSFE(family.subset or 0, samples), samples, baseline)
+    return Gradients(sfe(family.solve, noise_distribution=noise, nb_samples=samples), samples, baseline)
 
 
 def _simple(family: Family, noise: Any, samples: int, _: Any) -> Gradients | None:
@@ -181,7 +179,7 @@ def _relaxed(family: Family, noise: Any, samples: int, _: Any, kind: str, temper
     }[kind]
     if relax is None:
         return None
-    return Gradients(RelaxedLayer(family.solve, relax, temperature, samples), samples, sums=True)
+    return Gradients(RelaxedLayer(family.solve, relax, temperature, samples), samples)
 
 
 def _no_target() -> None:

@@ -50,7 +50,7 @@ def slow_gradient(rule, theta, eps, dy, size, alpha, tau, tau_target, sign):
     """One of the three formulas for a list of instances: eps and dy [B][S][M][N]; not scaled by lambda."""
 
     def solve(*terms):
-        """MAP of a sum of scaled vectors; for a solver that minimises, of minus the sum."""
+        """MAP of a sum of scaled vectors; for a solver that minimises, of minus the sum. Noise is subtracted there."""
         return slow_map([sign * sum(c * x[i] for c, x in terms) for i in range(len(terms[0][1]))])
 
     gradients = []
@@ -58,10 +58,10 @@ def slow_gradient(rule, theta, eps, dy, size, alpha, tau, tau_target, sign):
         total = [0.0] * len(theta_b)
         for eps_s, dy_s in zip(eps_b, dy_b):
             for eps_m, dy_m in zip(eps_s, dy_s):
-                base = [(alpha, theta_b), (tau_target, eps_m)]
+                base = [(alpha, theta_b), (sign * tau_target, eps_m)]
                 minus = solve(*base, (-size * sign, dy_m))
                 if rule == "imle":
-                    plus = solve((1.0, theta_b), (tau, eps_m))
+                    plus = solve((1.0, theta_b), (sign * tau, eps_m))
                 elif rule == "forward":
                     plus = solve(*base)
                 else:
@@ -186,16 +186,16 @@ def test_minimising_is_maximising_of_minus_theta(rule, target):
     theta, dy = torch.randn(8, 5), torch.randn(8 * 3, 5)
     eps = torch.randn(8, 3, 5)
 
-    def options(sign):
+    def options():
         fixed = TargetDistribution(alpha=0.7, beta=2.0, do_gradient_scaling=True)
         return {
             "target_distribution": fixed if target == "fixed" else AdaptiveTargetDistribution(),
-            "noise_distribution": Given(sign * eps),
+            "noise_distribution": Given(eps),
             "nb_samples": 3,
         }
 
-    minimiser = RULES[rule](_is_minimization=True, **options(1))(lambda costs: select_two(-costs))
-    maximiser = RULES[rule](**options(-1))(select_two)
+    minimiser = RULES[rule](_is_minimization=True, **options())(lambda costs: select_two(-costs))
+    maximiser = RULES[rule](**options())(select_two)
     assert torch.equal(minimiser(theta), maximiser(-theta))
     by_minimiser = gradient(minimiser, theta, dy)
     by_maximiser = gradient(lambda costs: maximiser(-costs), theta, dy)

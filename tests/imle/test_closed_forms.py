@@ -1,13 +1,17 @@
 """Small problems whose distributions and expected gradients are known exactly."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 from imle.aimle import aimle
+from imle.identity import identity
 from imle.imle import imle
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
+from imle.perturbed import perturbed
+from imle.sfe import sfe
 from imle.solvers import select_k, spanning_tree
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
@@ -20,6 +24,9 @@ DRAWS = 40000
 
 def top_one(theta):
     return select_k(theta, 1)
+
+
+identity_as_it_is = functools.partial(identity, projection=None)
 
 
 def estimates(estimator, cost=COST, solver=top_one, theta=THETA):
@@ -57,6 +64,18 @@ def test_the_largest_entry_under_gumbel_noise_is_a_draw_from_the_softmax(functio
     assert_frequencies(counts, (THETA / tau).softmax(dim=0))
 
 
+@pytest.mark.parametrize(
+    "noise", [GumbelNoiseDistribution(), SumOfGammaNoiseDistribution(k=1, nb_iterations=400)], ids=["gumbel", "sog"]
+)
+@pytest.mark.parametrize("function", [aimle, imle, ste, perturbed, sfe, identity_as_it_is])
+def test_the_least_entry_of_costs_under_noise_is_a_draw_from_the_softmax_of_minus_costs(function, noise):
+    if function in (perturbed, sfe) and not hasattr(noise, "log_prob"):
+        pytest.skip("needs a density")
+    layer = function(lambda costs: top_one(-costs), noise_distribution=noise, _is_minimization=True)
+    z = layer((-THETA).expand(DRAWS, -1))
+    assert_frequencies((z[0] if isinstance(z, tuple) else z).sum(dim=0), THETA.softmax(dim=0))
+
+
 def test_sum_of_gamma_noise_for_one_of_n_is_gumbel_noise_in_the_limit():
     noise = SumOfGammaNoiseDistribution(k=1, nb_iterations=400)
     counts = imle(noise_distribution=noise, nb_samples=DRAWS)(top_one)(THETA[None]).sum(dim=0)
@@ -87,17 +106,12 @@ def test_the_mean_of_imle_is_a_difference_of_softmaxes(size, minimise):
     sign = -1 if minimise else 1
     estimator = imle(
         target_distribution=TargetDistribution(beta=size),
-        noise_distribution=_Mirrored() if minimise else GumbelNoiseDistribution(),
+        noise_distribution=GumbelNoiseDistribution(),
         _is_minimization=minimise,
     )
-    # a minimiser at -theta, under minus Gumbel noise, is the maximiser at theta
+    # a minimiser at -theta is the maximiser at theta
     found = estimates(estimator, theta=sign * THETA, solver=lambda x: top_one(sign * x))
     assert_mean(found, sign * (THETA.softmax(dim=0) - (THETA - size * COST).softmax(dim=0)))
-
-
-class _Mirrored:
-    def sample(self, shape):
-        return -GumbelNoiseDistribution().sample(shape)
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 5.0])

@@ -1,17 +1,24 @@
-"""What a call that names no target and no noise does, and that calls that name one keep the published meaning."""
+"""The defaults of `aimle` and `imle`: naming one changes nothing, and the noise belongs to the target."""
 
 import copy
 import functools
+import inspect
 import math
 import pickle
+import types
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import imle as imle_package
 from imle.aimle import aimle
 from imle.auto import AutoTargetDistribution
+from imle.finite_difference import walls
+from imle.identity import identity
 from imle.imle import imle
 from imle.layers import MAPLayer
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
@@ -65,17 +72,43 @@ def test_a_bare_call_has_noise_and_a_rule_without_numbers(function):
     assert function().target_distribution is not function().target_distribution
 
 
+@pytest.mark.parametrize("function", [aimle, imle])
+def test_naming_a_default_changes_nothing(function):
+    theta, dy = torch.randn(4, 8), torch.randn(4, 8)
+    target, noise = AutoTargetDistribution(), GumbelNoiseDistribution()
+    named = [{"target_distribution": target}, {"noise_distribution": noise}]
+    bare, *others = (gradient(function(**o), theta, dy) for o in ({}, *named, named[0] | named[1]))
+    assert bare.any() and all(torch.equal(bare, other) for other in others)
+
+
 @pytest.mark.parametrize(("function", "published"), [(aimle, AdaptiveTargetDistribution), (imle, TargetDistribution)])
-def test_a_call_that_names_a_target_or_a_noise_keeps_the_published_meaning(function, published):
+def test_the_noise_belongs_to_the_target_and_none_means_none_and_the_published_one(function, published):
     target, noise = TargetDistribution(beta=3.0), SumOfGammaNoiseDistribution(k=3)
     assert function(target_distribution=target).noise_distribution is None
     assert function(target_distribution=target).target_distribution is target
-    assert function(noise_distribution=noise).noise_distribution is noise
-    for options in ({"noise_distribution": noise}, {"noise_distribution": None}, {"target_distribution": None}):
-        estimator = function(**options)
-        assert estimator.noise_distribution is options.get("noise_distribution")
-        assert type(estimator.target_distribution) is published
-        assert estimator.target_distribution.beta == estimator.target_distribution.alpha == 1.0
+    assert (
+        function(target_distribution=AdaptiveTargetDistribution(), noise_distribution=noise).noise_distribution is noise
+    )
+    assert function(noise_distribution=None).noise_distribution is None
+    assert isinstance(function(noise_distribution=noise).target_distribution, AutoTargetDistribution)
+    estimator = function(target_distribution=None)
+    assert estimator.noise_distribution is None and type(estimator.target_distribution) is published
+    assert estimator.target_distribution.beta == estimator.target_distribution.alpha == 1.0
+
+
+def test_help_shows_what_the_defaults_are():
+    parameters = inspect.signature(aimle).parameters
+    assert isinstance(parameters["target_distribution"].default, AutoTargetDistribution)
+    assert "Gumbel(0, 1) for AutoTargetDistribution" in str(parameters["noise_distribution"])
+
+
+@pytest.mark.parametrize("name", ["aimle", "blackbox", "identity", "imle", "lpgd", "perturbed", "sfe", "ste"])
+def test_a_module_is_called_as_the_function_of_its_name(name):
+    module = getattr(imle_package, name)
+    options = {"projection": None} if name == "identity" else {}
+    assert isinstance(module, types.ModuleType)
+    assert type(module(**options)) is type(getattr(module, name)(**options))
+    assert module(select_three, **options).solver is select_three
 
 
 @pytest.mark.parametrize("copied", [replace, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
@@ -142,12 +175,47 @@ def test_theta_and_noise_together_in_other_units_change_nothing_but_the_unit(sca
     torch.testing.assert_close(scaled * scale, gradient(auto(eps), theta, dy), rtol=1e-4, atol=1e-6)
 
 
-def test_the_gradient_of_an_instance_does_not_depend_on_theta_and_dy_of_the_others():
-    theta, eps, dy = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
-    g = gradient(auto(eps), theta, dy)
-    for factor in (0.0, 1e-6, 1e6):
-        changed = torch.tensor([[factor], [1.0], [1.0], [1.0]])
-        assert torch.equal(gradient(auto(eps), theta * changed, dy * changed)[1:], g[1:])
+PER_ROW = {
+    "auto": lambda eps: auto(eps),
+    "central": lambda eps: auto(eps, symmetric_perturbation=True),
+    "per instance": lambda eps: aimle(
+        target_distribution=AdaptiveTargetDistribution(per_instance=True), noise_distribution=Given(eps)
+    ),
+    "fixed": lambda eps: imle(target_distribution=TargetDistribution(beta=3.0), noise_distribution=Given(eps)),
+    "identity": lambda eps: identity(projection="std", noise_distribution=Given(eps)),
+}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), exponents=st.lists(st.floats(-6, 6), min_size=8, max_size=8))
+@pytest.mark.parametrize("name", PER_ROW)
+@pytest.mark.parametrize("minimise", [False, True], ids=["maximise", "minimise"])
+def test_the_gradient_of_a_row_does_not_depend_on_the_other_rows(name, minimise, seed, exponents):
+    generator, sign = torch.Generator().manual_seed(seed), -1 if minimise else 1
+    theta, eps, dy, other_theta, other_dy = (torch.randn(4, 8, generator=generator) for _ in range(5))
+    scales = 10.0 ** torch.tensor(exponents).view(2, 4, 1)
+    theta, other_theta = theta * scales[0], other_theta * scales[1]
+    other_theta[0], other_dy[0] = theta[0], dy[0]
+    solver = functools.partial(select_k, k=3) if sign > 0 else lambda costs: select_k(-costs, 3)
+    found = []
+    for rows in ((theta, dy), (other_theta, other_dy)):
+        estimator = replace(PER_ROW[name](eps), _is_minimization=minimise)
+        found.append(gradient(estimator, *rows, solver)[0])
+    assert torch.equal(*found)
+
+
+def test_only_an_infinity_or_a_hundred_million_is_a_mask():
+    best = functools.partial(select_k, k=1)
+    dy = torch.tensor([[1.0, 0.0, 0.0]])
+    row = torch.tensor([[0.5, 1.0, -2000.0]])
+    beside = torch.cat([row, torch.tensor([[-500.0, 3.0, 1.0]])])
+    rule = aimle(noise_distribution=None)
+    assert torch.equal(gradient(rule, row, dy, best)[0], gradient(rule, beside, dy.repeat(2, 1), best)[0])
+    for dtype, least in ((torch.float32, 1e8), (torch.bfloat16, 1e8), (torch.float16, 32752)):
+        numbers = torch.tensor([[0.5, -0.99 * least, -1.01 * least, -torch.inf, torch.finfo(dtype).min]], dtype=dtype)
+        assert walls(numbers, 1).tolist() == [[False, False, True, True, True]]
+        assert walls(-numbers, -1).tolist() == walls(numbers, 1).tolist()
+        assert walls(-numbers, 1) is None or not walls(-numbers, 1).any()
 
 
 def test_lambda_makes_the_weighted_mean_step_four_standard_deviations():
@@ -166,30 +234,30 @@ def test_the_estimator_tells_the_rule_how_large_the_noise_of_the_target_is(tempe
     sigma = temperature * eps.square().mean().sqrt()
     theta = torch.randn(3, 8)
     expected = estimator.target.perturbation_size(theta, dy.unflatten(0, (3, 2)), sigma)
-    torch.testing.assert_close(estimator.size(theta, eps, dy.unflatten(0, (3, 2))), expected)
+    torch.testing.assert_close(estimator.size(theta, eps, dy.unflatten(0, (3, 2)), 1), expected)
 
 
 def test_walls_count_for_nothing():
     theta, eps, dy = torch.randn(4, 8), torch.randn(4, 8), torch.randn(4, 8)
     theta[:, 0] = 0
     gradients = []
-    for wall in (-1e4, -1e9, -torch.inf):
+    for wall in (-1e8, -1e9, -torch.inf):
         gradients.append(gradient(auto(eps), theta.index_fill(1, torch.tensor(0), wall), dy))
     assert gradients[0].any() and torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
-@pytest.mark.parametrize("wall", [-1e4, -1e9, -torch.inf])
+@pytest.mark.parametrize("wall", [-1e8, -1e9, -torch.inf])
 @pytest.mark.parametrize("function", [auto, functools.partial(auto, _is_minimization=True)])
 def test_masked_entries_change_nothing_for_the_others_wherever_these_lie(function, wall):
     theta, dy = 20 + torch.randn(4, 5), torch.randn(4, 5)
     estimator, sign = function(), 1 if function is auto else -1
     wide = torch.cat([sign * theta, torch.full((4, 30), sign * wall)], dim=1)
     wide_dy = torch.nn.functional.pad(dy.unsqueeze(1), (0, 30))
-    size = estimator.size(wide, None, wide_dy)
-    torch.testing.assert_close(size, estimator.size(sign * theta, None, dy.unsqueeze(1)))
+    size = estimator.size(wide, None, wide_dy, sign)
+    torch.testing.assert_close(size, estimator.size(sign * theta, None, dy.unsqueeze(1), sign))
     wide[1, :4] = sign * wall
-    assert size[1] != estimator.size(wide, None, wide_dy)[1] > 0  # one entry that is left goes by its own size
-    assert torch.equal(size[2], estimator.size(wide, None, wide_dy)[2])
+    assert size[1] != estimator.size(wide, None, wide_dy, sign)[1] > 0  # one entry that is left goes by its own size
+    assert torch.equal(size[2], estimator.size(wide, None, wide_dy, sign)[2])
 
 
 @pytest.mark.parametrize("estimator", BARE)

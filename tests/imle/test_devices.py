@@ -65,7 +65,7 @@ ESTIMATORS = {
     ),
     "aimle, no number": lambda **options: aimle(target_distribution=AutoTargetDistribution(), **options),
     "blackbox": blackbox,
-    "identity": identity,
+    "identity": functools.partial(identity, projection="std"),
     "lpgd": lpgd,
     "perturbed": perturbed,
     "imle": imle,

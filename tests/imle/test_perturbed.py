@@ -149,8 +149,10 @@ def test_multiplicative_noise_keeps_signs_and_means():
 
 def test_the_score_is_that_of_the_density():
     eps = torch.linspace(-2, 3, 50, dtype=torch.float64)
-    assert torch.allclose(perturbed().score(eps), eps)
-    gumbel = perturbed(noise_distribution=GumbelNoiseDistribution(location=0.5, scale=2.0)).score(eps)
+    assert torch.allclose(perturbed().score(eps, 1), eps)
+    layer = perturbed(noise_distribution=GumbelNoiseDistribution(location=0.5, scale=2.0))
+    gumbel = layer.score(eps, 1)
+    assert torch.equal(layer.score(-eps, -1), -gumbel)
     assert torch.allclose(gumbel, (1 - torch.exp(-(eps - 0.5) / 2)) / 2)
 
 

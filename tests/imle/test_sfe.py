@@ -49,7 +49,7 @@ def sampled_gradients(k, tau, nb_samples=1, baseline=None, noise=None, loss=loss
     layer = sfe(noise_distribution=noise, noise_temperature=tau, nb_samples=nb_samples)(lambda x: select_k(x, k))
     z, log_prob = layer(theta)
     losses = score_function_loss(loss(z), log_prob, nb_samples=nb_samples, baseline=baseline)
-    (losses.sum() / nb_samples).backward()
+    losses.sum().backward()
     return theta.grad
 
 

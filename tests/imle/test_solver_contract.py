@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from imle.aimle import aimle
+from imle.blackbox import blackbox
+from imle.identity import identity
+from imle.imle import imle
+from imle.layers import MAPLayer
+from imle.lpgd import lpgd
 from imle.noise import GumbelNoiseDistribution
+from imle.solver import sign_of
 from imle.solvers import (
     arborescence,
     assignment,
@@ -19,6 +25,7 @@ from imle.solvers import (
     shortest_path_arcs,
     spanning_tree,
 )
+from imle.ste import ste
 from imle.target import TargetDistribution
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
@@ -145,3 +152,28 @@ def test_what_runs_on_an_accelerator_never_looks_at_a_number(name, no_waiting, m
             patch.undo()
         z = solver(theta)
     assert torch.equal(z, expected)
+
+
+AT_ZERO = {
+    "aimle": aimle(theta_noise_temperature=0.0),
+    "imle": imle(theta_noise_temperature=0.0),
+    "lpgd": lpgd(noise_distribution=GumbelNoiseDistribution(), theta_noise_temperature=0.0),
+    "ste": ste(noise_distribution=GumbelNoiseDistribution(), noise_temperature=0.0),
+    "blackbox": blackbox(noise_distribution=GumbelNoiseDistribution(), noise_temperature=0.0),
+    "identity": identity(projection=None, noise_distribution=GumbelNoiseDistribution(), noise_temperature=0.0),
+    "identity, norm": identity(projection="norm"),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("estimator", AT_ZERO)
+def test_a_sample_at_temperature_zero_is_the_solution(name, estimator):
+    solver, theta, _ = draw(name)
+    layer = MAPLayer(solver, AT_ZERO[estimator])
+    assert torch.equal(layer.sample(theta), layer.solve(theta))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_that_minimises_says_so(name):
+    solver, _, minimises = draw(name)
+    assert sign_of(solver, (), {}) == (-1 if minimises else 1)

@@ -114,7 +114,7 @@ def test_sst_is_the_marginals_at_perturbed_logits_on_every_structure(name, hard)
     structure, states = STRUCTURES[name]
     width = states.shape[1]
     relax = functools.partial(stochastic_softmax, structure=structure, hard=hard)
-    layer = RelaxedLayer(structure.solve, relax, temperature=0.5, nb_samples=2)
+    layer = RelaxedLayer(structure.solve, relax, temperature=0.5, nb_samples=2, sample_reduction="sum")
     theta = torch.randn(3, width, dtype=DOUBLE, requires_grad=True)
     dy = torch.randn(6, width, dtype=DOUBLE)
     rows = theta.repeat_interleave(2, dim=0)
