@@ -49,7 +49,7 @@ def perturbed_paths() -> Figure:
         theta += height * torch.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * size**2))  # hills
     theta = theta.unsqueeze(0)
     noise = NormalNoiseDistribution(scale=0.9)
-    paths = aimle(shortest_path, noise_distribution=noise, nb_samples=1000, _is_minimization=True)(theta)
+    paths = aimle(shortest_path, noise_distribution=noise, nb_samples=1000)(theta)
     torch.manual_seed(11)
     costs = theta + noise.sample((3, 12, 12))
 

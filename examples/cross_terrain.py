@@ -21,7 +21,7 @@ SIDE, PATCH, SAMPLES = 8, 4, 2
 COSTS = torch.tensor([8.0, 3.0, 1.5, 0.8])
 COLOURS = torch.tensor([[0.1, 0.3, 0.8], [0.1, 0.4, 0.1], [0.4, 0.7, 0.3], [0.7, 0.6, 0.4]])
 
-find = aimle(shortest_path, nb_samples=SAMPLES, _is_minimization=True)
+find = aimle(shortest_path, nb_samples=SAMPLES)
 
 
 def distance(y, costs, ways):
