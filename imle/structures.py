@@ -7,6 +7,7 @@ them; directed ones, 2U, row by row of an n x n matrix without its diagonal: the
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imle.k_subsets import marginals as k_subset_marginals
+from imle.knapsacks import marginals as knapsack_marginals
 from imle.noise import Device, GumbelNoiseDistribution, SeedableNoiseDistribution, draw
 from imle.relaxations import check_temperature, perturbed, spanning_tree_edge_marginals, straight_through
-from imle.solvers import select_k, spanning_tree_edges
+from imle.solvers import knapsack, select_k, spanning_tree_edges
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Structure:
 
     Args:
         solve: theta `[B, N]` -> its best solutions MAP(theta) `[B, N]`; it may take further arguments.
-        k: of Sum-of-Gamma noise: the size of a subset; of graphs the number of vertices.
+        k: of Sum-of-Gamma noise: the size of a subset, the most items of a knapsack; of graphs the number of vertices.
         marginals: theta `[B, N]` -> how likely each entry is 1 under the exponential family; differentiable.
         noise: of the utilities theta + noise whose MAP is a sample, for methods that choose no noise themselves.
         perturb: theta `[B, N]`, and `generator=` -> such utilities, up to a constant in each row on which no solution
@@ -84,6 +86,20 @@ def k_subsets(k: int) -> Structure:
         functools.partial(function, k=k) for function in (select_k, k_subset_marginals, perturbed)
     )
     return Structure(solve, k, marginals, GumbelNoiseDistribution(), perturb)
+
+
+def knapsacks(weights: Sequence[int], capacity: int) -> Structure:
+    """Return all selections of items whose total weight is at most the capacity.
+
+    >>> knapsacks([1, 2, 3], capacity=3).marginals(torch.zeros(1, 3))
+    tensor([[0.4000, 0.4000, 0.2000]])
+    """
+    most = sum(total <= capacity for total in itertools.accumulate(sorted(weights)))
+    noise = GumbelNoiseDistribution()
+    solve, marginals = (
+        functools.partial(function, weights=weights, capacity=capacity) for function in (knapsack, knapsack_marginals)
+    )
+    return Structure(solve, most, marginals, noise, functools.partial(_plus, noise=noise))
 
 
 def spanning_trees(vertices: int, max_range: float = math.inf) -> Structure:

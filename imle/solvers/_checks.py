@@ -35,6 +35,29 @@ def sum_dtype(parameters: Tensor) -> torch.dtype:
     return torch.promote_types(parameters.dtype, torch.float32)
 
 
+def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return whole numbers of at least 0 as int64, of one of the shapes.
+
+    Raises:
+        ValueError: they have another shape, or one is negative.
+        TypeError: they are no whole numbers.
+    """
+    numbers = torch.as_tensor(numbers).detach()
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(
+            f"{name} must be whole numbers, not {numbers.dtype}; multiply decimal weights and the capacity by a power "
+            "of ten and round them"
+        )
+    if tuple(numbers.shape) not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{name} must be {expected}; its shape is {list(numbers.shape)}")
+    if _numerics.host_may_wait(numbers) and (numbers < 0).any():
+        per_row = len(shapes) > 1 and numbers.dim() == len(shapes[-1])
+        where = f" in {_numerics.name_rows((numbers < 0).view(len(numbers), -1))}" if per_row else ""
+        raise ValueError(f"{name} must not be negative{where}; the least is {int(numbers.min())}")
+    return numbers.long()
+
+
 def broken_rows(name: str, parameters: Tensor, liked: float) -> Tensor | None:
     """Return which rows of parameters `[B, ...]` no solver can answer, `[B]`: NaN, or the infinity that it likes.
 

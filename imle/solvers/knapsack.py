@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imle import _numerics
-from imle.solvers._checks import broken_rows, check_floating, nan_in, sum_dtype
+from imle.solvers._checks import broken_rows, check_floating, nan_in, sum_dtype, whole_numbers
 
 _CELLS_AT_ONCE = 2**24  # of the table, a byte each
 
@@ -50,8 +50,8 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
         raise ValueError(f"values must be [B, N]; their shape is {tuple(values.shape)}")
     values = values.detach()
     batch, length = values.shape
-    weights = _whole_numbers("weights", weights, ((length,), (batch, length)))
-    capacity = _whole_numbers("capacity", torch.as_tensor(capacity).cpu(), ((), (batch,)))
+    weights = whole_numbers("weights", weights, ((length,), (batch, length)))
+    capacity = whole_numbers("capacity", torch.as_tensor(capacity).cpu(), ((), (batch,)))
     broken = broken_rows("values", values, torch.inf)
 
     size = 1 + (int(capacity.max()) if capacity.numel() else 0)
@@ -71,23 +71,6 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
         parts.append(_read_back(taken, heavy, shared, rest))
     z = torch.cat(parts).to(values)
     return nan_in(z if host_knows else nan_in(z, (weights < 0).any(dim=1)), broken)
-
-
-def _whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
-    numbers = torch.as_tensor(numbers).detach()
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise TypeError(
-            f"{name} must be whole numbers, not {numbers.dtype}; multiply decimal weights and the capacity by a power "
-            "of ten and round them"
-        )
-    if tuple(numbers.shape) not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{name} must be {expected}; its shape is {list(numbers.shape)}")
-    if _numerics.host_may_wait(numbers) and (numbers < 0).any():
-        per_row = numbers.dim() == len(shapes[-1])
-        where = f" in {_numerics.name_rows((numbers < 0).view(len(numbers), -1))}" if per_row else ""
-        raise ValueError(f"{name} must not be negative{where}; the least is {int(numbers.min())}")
-    return numbers.long()
 
 
 def _fill(values: Tensor, weights: Tensor, size: int) -> Tensor:

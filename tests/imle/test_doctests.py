@@ -14,10 +14,11 @@ MODULES = ["imle", *(module.name for module in pkgutil.walk_packages(imle.__path
 ABSTRACT = {"BaseNoiseDistribution", "BaseTargetDistribution", "BatchedSolver"}
 SAMPLES = ["gumbel_softmax", "concrete_max", "softsub"]
 MARGINALS = ["spanning_tree_marginals", "spanning_tree_edge_marginals"]
-FAMILIES = ["k_subsets", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
+FAMILIES = ["k_subsets", "knapsacks", "spanning_trees", "directed_spanning_trees", "edge_subsets", "any_edges"]
 FUNCTIONS = [
     *((f"imle.{name}", name) for name in ("aimle", "imle", "ste", "sfe", "blackbox", "identity", "perturbed", "lpgd")),
     *(("imle.k_subsets", name) for name in ("log_partition", "marginals", "log_prob", "entropy", "sample")),
+    *(("imle.knapsacks", name) for name in ("log_partition", "marginals", "sample")),
     ("imle.simple", "SIMPLE"),
     ("imle.k_subset_sfe", "KSubsetSFE"),
     ("imle.fenchel_young", "FenchelYoungLoss"),

@@ -14,19 +14,22 @@ from imle.structures import (
     directed_spanning_trees,
     edge_subsets,
     k_subsets,
+    knapsacks,
     positive,
     spanning_trees,
     stochastic_softmax,
 )
-from tests.reference.oracles import all_spanning_trees, all_subsets, exact_marginals, map_state
+from tests.reference.oracles import all_knapsacks, all_spanning_trees, all_subsets, exact_marginals, map_state
 
 DOUBLE = torch.float64
 VERTICES = 4
 LOW, HIGH = torch.triu_indices(VERTICES, VERTICES, 1)
 DIRECTED = [(receiver, sender) for receiver in range(VERTICES) for sender in range(VERTICES) if receiver != sender]
 TREES = all_spanning_trees(VERTICES)[:, LOW, HIGH]
+WEIGHTS, CAPACITY = [3, 1, 0, 7, 3, 20, 5], 11
 STRUCTURES = {
     "k-subsets": (k_subsets(3), all_subsets(7, 3)),
+    "knapsacks": (knapsacks(WEIGHTS, CAPACITY), all_knapsacks(WEIGHTS, CAPACITY)),
     "trees": (spanning_trees(VERTICES), TREES),
     "n-1 edges": (edge_subsets(VERTICES), all_subsets(6, 3)),
     "2(n-1) directed edges": (edge_subsets(VERTICES, directed=True), all_subsets(12, 6)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -127,3 +128,9 @@ def all_arc_paths(arcs: Tensor, source: int, target: int) -> Tensor:
     for state, path in zip(states, paths):
         state[path] = 1.0
     return states
+
+
+def all_knapsacks(weights: Sequence[int], capacity: int) -> Tensor:
+    """List the selections of items that weigh at most the capacity, [C, N]."""
+    states = all_binary_vectors(len(weights))
+    return states[states @ torch.tensor(weights, dtype=torch.float32) <= capacity]
