@@ -12,8 +12,8 @@ fixed order, and the last weights count. Regret: what is lost of the best select
 percent.
 
 Each run is written to the record as it ends, and is not done again. Tuning, alike for all: 20 settings drawn
-log-uniformly from the ranges of `METHODS`, the one of the least validation regret (mean of two seeds), ten other
-seeds.
+log-uniformly from the ranges of `METHODS`, the one of the least validation regret (mean of two seeds), ten other seeds.
+Hours are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from imle.blackbox import blackbox
 from imle.fenchel_young import FenchelYoungLoss
 from imle.identity import identity
 from imle.imle import imle
+from imle.knapsacks import marginals
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
 from imle.perturbed import perturbed
-from imle.solver import DifferentiableSolver
 from imle.solvers import binary_programme, knapsack
 from imle.spo_plus import SPOPlusLoss
 from imle.ste import ste
@@ -55,15 +55,15 @@ DRAWS, CHOSEN_BY, FRESH = 20, range(2), 10  # of tuning: settings, seeds that ch
 RATE = (0.05, 20.0)
 RECORDS = Path("docs/records/jair")
 
-Factory = Callable[[Decide], Loss | DifferentiableSolver]
-"""Makes a loss of predictions, values and best selections, or a layer whose selections are to be worth most."""
+Factory = Callable[[Decide], Any]
+"""Makes a `Loss` of predictions, values and best selections, or a layer whose selections are to be worth most."""
 
 
 @dataclass(frozen=True)
 class Method:
     """What is compared: its settings, a number or one for each capacity, and the ranges that tuning draws from."""
 
-    make: Callable[..., Factory]
+    make: Callable[..., Any]
     settings: dict[str, float | tuple[float, ...]]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -110,6 +110,15 @@ def fenchel_young(temperature: float, noise: Any = None) -> Factory:
     return make
 
 
+def exact(temperature: float) -> Factory:
+    """Return the expected value of selections of the exponential family, in place of a sample's."""
+
+    def make(solver: Any) -> Loss:
+        return decision_loss(lambda theta: marginals(theta / temperature, **solver.keywords), "regret", minimises=False)
+
+    return make
+
+
 def spo_plus(solver: Decide) -> Loss:
     """Return the SPO+ loss, a sum over instances."""
     loss = SPOPlusLoss(solver)
@@ -142,6 +151,7 @@ METHODS: dict[str, Method] = {
         TEMPERATURE,
     ),
     "FenchelYoungLoss": Method(fenchel_young, {"lr": 0.5, "temperature": 1.0}, TEMPERATURE),
+    "exact": Method(exact, {"lr": 0.5, "temperature": 1.0}, TEMPERATURE),
     "spo+": Method(lambda: spo_plus, {"lr": (0.5, 1.0, 1.0)}),
     "black-box": Method(
         blackbox, {"lr": (0.5, 1.0, 0.5), "interpolation": (0.1, 1.0, 1.0)}, {"interpolation": (0.01, 100.0)}
@@ -220,16 +230,38 @@ def check(data: Data, capacity: int) -> float:
 
 
 class Record:
-    """Finished runs: {method: {capacity: {settings: {seed: [validation, test, seconds]}}}}, in a file."""
+    """Finished runs: {method and capacity: {settings: {seed: [validation, test, seconds]}}}, in a file."""
 
-    def __init__(self, path: Path, command: str):
-        self.path, self.command = path, command
+    def __init__(self, path: Path, command: str, data: Data | None = None):
+        self.path, self.command, self.data = path, command, data
         self.content = json.loads(path.read_text()) if path.exists() else {"runs": {}}
 
-    def runs(self, method: str, capacity: int, settings: dict[str, float]) -> dict[str, list[float]]:
-        """Return the finished runs by seed, to be added to."""
+    def run(self, method: str, capacity: int, settings: dict[str, float], seeds: range) -> dict[int, list[float]]:
+        """Return what has been found with these seeds; with the data, do what is lacking before."""
         by_settings = self.content["runs"].setdefault(f"{method} {capacity}", {})
-        return by_settings.setdefault(" ".join(f"{name}={x:g}" for name, x in settings.items()), {})
+        runs = by_settings.setdefault(" ".join(f"{name}={x:g}" for name, x in settings.items()), {})
+        knobs = {name: x for name, x in settings.items() if name != "lr"}
+        for seed in seeds:
+            if self.data and str(seed) not in runs:
+                self.data.best(capacity)  # which no method's seconds should hold
+                start = time.process_time()
+                found = regret(METHODS[method].make(**knobs), capacity, seed, settings["lr"], self.data)
+                runs[str(seed)] = [round(x, 3) for x in (*found, time.process_time() - start)]
+                self.write()
+        return {seed: runs[str(seed)] for seed in seeds if str(seed) in runs}
+
+    def search(self, method: str, capacity: int) -> dict[str, float] | None:
+        """Return the settings of the least validation regret, or None where runs are lacking."""
+        draws = [METHODS[method].draw(number) for number in range(DRAWS)]
+        found = [self.run(method, capacity, settings, CHOSEN_BY) for settings in draws]
+        if any(len(runs) < len(CHOSEN_BY) for runs in found):
+            return None
+        return draws[int(np.argmin([np.mean([run[0] for run in runs.values()]) for runs in found]))]
+
+    def hours(self, method: str, capacity: int) -> float:
+        """Return how long all runs took, those of the search included."""
+        by_settings = self.content["runs"][f"{method} {capacity}"]
+        return sum(run[2] for runs in by_settings.values() for run in runs.values()) / 3600
 
     def write(self) -> None:
         """Replace the file, a line for each setting."""
@@ -244,90 +276,59 @@ class Record:
         aside.write_text("{\n" + head + ' "runs": {\n' + ",\n".join(blocks) + "}}\n")
         aside.replace(self.path)
 
-    def run(self, method: str, capacity: int, settings: dict[str, float], seeds: range, data: Data) -> None:
-        """Do what is not done yet."""
-        runs = self.runs(method, capacity, settings)
-        data.best(capacity)  # which no method's seconds should hold
-        for seed in seeds:
-            if str(seed) not in runs:
-                knobs = dict(settings)
-                lr, start = knobs.pop("lr"), time.process_time()
-                found = regret(METHODS[method].make(**knobs), capacity, seed, lr, data)
-                runs[str(seed)] = [round(x, 3) for x in (*found, time.process_time() - start)]
-                self.write()
 
+def tables(record: Record, options: argparse.Namespace) -> str:
+    """Return the tables in Markdown, after the runs that are lacking: regret, comparisons by seed, settings."""
+    first = FRESH if options.tuned else 0
+    chosen, found = {}, {}
+    for key in itertools.product(options.methods, options.capacities):
+        settings = record.search(*key) if options.tuned else METHODS[key[0]].at(key[1])
+        if settings and (runs := record.run(*key, settings, range(first, first + options.seeds))):
+            chosen[key], found[key] = settings, {seed: run[1] for seed, run in runs.items()}
 
-def searched(record: Record, method: str, capacity: int, data: Data | None) -> dict[str, float] | None:
-    """Return the settings of the least validation regret, after the runs that are lacking; None without them."""
-    draws = [METHODS[method].draw(number) for number in range(DRAWS)]
-    for settings in draws if data else []:
-        record.run(method, capacity, settings, CHOSEN_BY, data)
-    found = [[record.runs(method, capacity, settings).get(str(seed)) for seed in CHOSEN_BY] for settings in draws]
-    if not all(map(all, found)):
-        return None
-    means = [np.mean([run[0] for run in runs]) for runs in found]
-    return draws[int(np.argmin(means))]
-
-
-Table = dict[tuple[str, int], tuple[dict[str, float], dict[int, float], float]]
-"""By method and capacity: settings, test regret by seed, hours of all runs."""
-
-
-def rows(
-    record: Record, methods: list[str], capacities: list[int], seeds: range, tuned: bool, data: Data | None
-) -> Table:
-    """Return what has been found, after the runs that are lacking."""
-    table: Table = {}
-    for method, capacity in itertools.product(methods, capacities):
-        settings = searched(record, method, capacity, data) if tuned else METHODS[method].at(capacity)
-        if settings is None:
-            continue
-        if data:
-            record.run(method, capacity, settings, seeds, data)
-        runs = record.runs(method, capacity, settings)
-        by_seed = {seed: runs[str(seed)][1] for seed in seeds if str(seed) in runs}
-        if by_seed:
-            seconds = sum(
-                run[2] for runs in record.content["runs"][f"{method} {capacity}"].values() for run in runs.values()
-            )
-            table[method, capacity] = settings, by_seed, seconds / 3600
-    return table
-
-
-def tables(found: Table, methods: list[str], capacities: list[int], against: str) -> str:
-    """Return the tables in Markdown: regret and hours, paired comparisons by seed, settings."""
-
-    def table(title: str, cell: Callable[..., str], last: str = "", sums: Callable[[str], str] | None = None) -> str:
-        head = [title, *map(str, capacities), *([last] if sums else [])]
-        lines = [head, ["---"] * len(head)]
-        for method in methods:
-            cells = [cell(method, capacity) if (method, capacity) in found else "" for capacity in capacities]
-            lines.append([method, *cells, *([sums(method)] if sums else [])])
+    def table(title: str, cell: Callable[[str, int], str], last: str, end: Callable[[str], str]) -> str:
+        lines = [[title, *map(str, options.capacities), last], ["---"] * (len(options.capacities) + 2)]
+        for method in options.methods:
+            cells = [cell(method, c) if (method, c) in found else "" for c in options.capacities]
+            lines.append([method, *cells, end(method)])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def regrets(method: str, capacity: int) -> str:
-        values = list(found[method, capacity][1].values())
+        values = list(found[method, capacity].values())
         return f"{np.mean(values):.2f} ± {np.std(values, ddof=min(len(values) - 1, 1)):.2f}"
 
     def hours(method: str) -> str:
-        return f"{sum(found[method, c][2] for c in capacities if (method, c) in found):.3f}"
+        return f"{sum(record.hours(method, c) for c in options.capacities if (method, c) in found):.3f}"
+
+    def less(method: str, capacity: int) -> np.ndarray:
+        mine, theirs = found[method, capacity], found.get((options.against, capacity), {})
+        return np.array([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
 
     def paired(method: str, capacity: int) -> str:
-        mine, theirs = (found.get((name, capacity), ({}, {}))[1] for name in (method, against))
-        less = np.array([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
-        if method == against or len(less) < 2:
+        differences = less(method, capacity)
+        if method == options.against or len(differences) < 2:
             return ""
-        half = stats.t.ppf(0.975, len(less) - 1) * less.std(ddof=1) / math.sqrt(len(less))
-        return f"{less.mean():+.2f} ± {half:.2f}, {(less < 0).sum()} of {len(less)}"
+        error = differences.std(ddof=1) / math.sqrt(len(differences))
+        return f"{differences.mean():+.2f} ± {stats.t.ppf(0.975, len(differences) - 1) * error:.2f}"
 
-    def settings(method: str, capacity: int) -> str:
-        return ", ".join(f"{name} {x:g}" for name, x in found[method, capacity][0].items())
+    def won(method: str) -> str:
+        by_capacity = [less(method, c) for c in options.capacities if (method, c) in found]
+        return (
+            "" if method == options.against else ", ".join(str((differences < 0).sum()) for differences in by_capacity)
+        )
+
+    def settings_of(method: str, capacity: int) -> str:
+        return ", ".join(f"{name} {x:g}" for name, x in chosen[method, capacity].items())
+
+    def ranges(method: str) -> str:
+        ends = {"lr": RATE, **METHODS[method].ranges} if options.tuned else {}
+        return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ends.items())
 
     return "\n\n".join(
         [
             table("test regret, %", regrets, "hours", hours),
-            table(f"less {against}; seeds won", paired),
-            table("settings", settings),
+            table(f"less that of {options.against}", paired, "seeds won", won),
+            table("settings", settings_of, "drawn from" if options.tuned else "", ranges),
         ]
     )
 
@@ -346,14 +347,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = load(options.data_dir) if options.data_dir else None
-    for capacity in options.capacities if options.check and data else []:
-        print(f"capacity {capacity}: best values differ from milp's by at most {check(data, capacity):.1e} of them")
+    for capacity in options.capacities if options.check else ():
+        if data:
+            print(
+                f"capacity {capacity}: values of days differ from milp's by at most {check(data, capacity):.1e} of them"
+            )
     path = options.record or RECORDS / ("tuned.json" if options.tuned else "published.json")
-    record = Record(path, "python -m benchmarks.jair --data-dir data/knapsack" + " --tuned" * options.tuned)
-    first = FRESH if options.tuned else 0
-    seeds = range(first, first + options.seeds)
-    found = rows(record, options.methods, options.capacities, seeds, options.tuned, data)
-    print(tables(found, options.methods, options.capacities, options.against))
+    command = "python -m benchmarks.jair --data-dir data/knapsack" + " --tuned" * options.tuned
+    print(tables(Record(path, command, data), options))
     return 0
 
 
