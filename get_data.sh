@@ -17,12 +17,16 @@ mnist_checksums='
 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6  t10k-labels-idx1-ubyte.gz
 '
 mnist_files=({train,t10k}-{images-idx3,labels-idx1}-ubyte.gz)
+knapsack_bases=(https://raw.githubusercontent.com/PredOpt/predopt-benchmarks/{1a8e048,HEAD}/Knapsack/Trainer)
+knapsack_checksums='
+7b512a53d6568af4a5c9b4d600086dc7acf49903d67bd434a05ce55bd828e07e  Data.npz
+'
 nri_files_10=({data,edges}_{train,valid,test}_novar_1skip_10t_1r_graph10.npy)
 nri_files_20=({data,edges}_{train,valid,test}_novar_1skip_20t_1r_graph10.npy)
 
 usage() {
     cat <<'HELP'
-usage: ./get_data.sh [l2x] [vae] [nri] [sample] [nri-released]
+usage: ./get_data.sh [l2x] [vae] [nri] [sample] [nri-released] [knapsack]
 
 Without a word: l2x, vae and nri. Files that are there already are kept.
 
@@ -31,6 +35,7 @@ Without a word: l2x, vae and nri. Files that are there already are kept.
   nri           graph layouts with T=10 and T=20, simulated here, no network  -> data/
   sample        small stand-ins for all three, made here, no network          -> data/sample/
   nri-released  the authors' own graph layouts, the same names as nri's       -> data/released/
+  knapsack      energy prices of a benchmark of decisions                     -> data/knapsack/
 
 Downloads need curl or wget. One that broke off goes on where it stopped the next time.
 
@@ -213,15 +218,21 @@ get_l2x() {
     unpack "$aside/l2x-data.tar.gz" data "${l2x_files[@]}"
 }
 
-get_vae() {
-    local sha file
+# Downloads the files of CHECKSUMS, lines of a sha256 and a name, that are not in FOLDER yet.
+get_files() { # FOLDER CHECKSUMS BASE...
+    local folder=$1 checksums=$2 sha file
+    shift 2
     while read -r sha file; do
-        [[ -n $file && ! -s data/mnist/$file ]] || continue
-        download "$file" "$sha" "${mnist_mirrors[@]}"
-        mkdir -p data/mnist
-        mv -- "$aside/$file" "data/mnist/$file"
-    done <<<"$mnist_checksums"
+        [[ -n $file && ! -s $folder/$file ]] || continue
+        download "$file" "$sha" "$@"
+        mkdir -p "$folder"
+        mv -- "$aside/$file" "$folder/$file"
+    done <<<"$checksums"
 }
+
+get_vae() { get_files data/mnist "$mnist_checksums" "${mnist_mirrors[@]}"; }
+
+get_knapsack() { get_files data/knapsack "$knapsack_checksums" "${knapsack_bases[@]}"; }
 
 get_nri() {
     there data "${nri_files_10[@]}" || run_module aaai23.nri.simulate --timesteps 10 --output data
@@ -245,9 +256,9 @@ main() {
     local word failed=
     for word in "$@"; do
         case $word in
-            l2x | vae | nri | nri-released | sample) ;;
+            l2x | vae | nri | nri-released | sample | knapsack) ;;
             -h | --help) usage && exit ;;
-            *) say "get_data.sh: unknown word '$word': use l2x, vae, nri, sample or nri-released (--help)" && exit 2 ;;
+            *) say "get_data.sh: unknown word '$word': use l2x, vae, nri, sample, nri-released or knapsack (--help)" && exit 2 ;;
         esac
     done
     [[ $# -gt 0 ]] || set -- l2x vae nri

@@ -104,7 +104,7 @@ def server() -> Iterator[Server]:
 
 
 class Checkout:
-    """A folder with get_data.sh in it whose checksums are those of made-up MNIST files."""
+    """A folder with get_data.sh in it whose checksums are those of made-up files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root / "a checkout"  # the space is on purpose
@@ -112,6 +112,7 @@ class Checkout:
         self.bin = root / "bin"
         self.calls = root / "python-calls"
         self.mnist = {name: gzip.compress(os.urandom(4000) + name.encode()) for name in MNIST}
+        self.knapsack = {"Data.npz": os.urandom(4000)}
         self.root.mkdir()
         self.script = self.root / "get_data.sh"
         self.script.write_text(self._with_checksums((ROOT / "get_data.sh").read_text()))
@@ -119,7 +120,7 @@ class Checkout:
         self._fill_bin()
 
     def _with_checksums(self, text: str) -> str:
-        for name, content in self.mnist.items():
+        for name, content in (self.mnist | self.knapsack).items():
             text, count = re.subn(
                 rf"^[0-9a-f]{{64}}  {re.escape(name)}$",
                 f"{hashlib.sha256(content).hexdigest()}  {name}",
@@ -218,6 +219,19 @@ def test_l2x_files_are_found_anywhere_in_the_archive_and_the_terms_are_said(serv
     assert (checkout.data / L2X[-1]).read_text() == f"content of {L2X[-1]}"
     assert "asked that the set not be redistributed" in done.stderr
     assert server.requests == [("/l2x-data.tar.gz", None)]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_knapsacks_are_taken_from_the_first_mirror_that_has_the_right_ones(server, checkout, client):
+    server.files["/bad/Data.npz"] = b"<html>sign in</html>"
+    server.files["/good/Data.npz"] = checkout.knapsack["Data.npz"]
+    done = checkout.run("knapsack", mirror=f"{server.url}/bad {server.url}/good", client=client)
+    assert done.returncode == 0, done.stderr
+    assert f"{server.url}/bad/Data.npz: wrong sha256" in done.stderr
+    assert checkout.tree() == {"knapsack/Data.npz"}
+    assert (checkout.data / "knapsack" / "Data.npz").read_bytes() == checkout.knapsack["Data.npz"]
+    server.requests.clear()
+    assert checkout.run("knapsack", mirror=server.url, client=client).returncode == 0 and not server.requests
 
 
 def test_released_graph_layouts_go_to_a_folder_of_their_own(server, checkout):
@@ -498,7 +512,7 @@ def test_an_unknown_word_is_one_line_and_exit_code_2(server, checkout, words):
 def test_help_names_every_word_and_variable(checkout, flag):
     done = checkout.run(flag)
     assert done.returncode == 0 and done.stderr == ""
-    for word in ("l2x", "vae", "nri", "sample", "nri-released", "DATA_MIRROR", "PYTHON"):
+    for word in ("l2x", "vae", "nri", "sample", "nri-released", "knapsack", "DATA_MIRROR", "PYTHON"):
         assert re.search(rf"^  {word} ", done.stdout, re.MULTILINE), word
 
 
@@ -516,6 +530,6 @@ def test_it_works_from_any_folder(server, checkout, tmp_path):
 def test_data_readme_names_each_file_and_the_checksums_of_get_data():
     readme = (ROOT / "data" / "README.md").read_text()
     checksums = re.findall(r"^([0-9a-f]{64})  (\S+)$", (ROOT / "get_data.sh").read_text(), re.MULTILINE)
-    assert sorted(name for _, name in checksums) == sorted(MNIST)
+    assert sorted(name for _, name in checksums) == sorted([*MNIST, "Data.npz"])
     for checksum, name in checksums:
         assert re.search(rf"`{re.escape(name)}`.*`{checksum}`", readme), name
