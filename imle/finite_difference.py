@@ -84,11 +84,28 @@ class FiniteDifference(PerturbAndMAP):
         if solve.sign < 0:
             difference = -difference
         g = self.target.scale(difference, theta, dy, size)
-        if take_note:
+        if not take_note:
+            self.target.pass_over()
+        elif self.target.training:
             if solve.skipped is not None:
                 difference, dy = difference[~solve.skipped], dy[~solve.skipped]
             self.target.update(difference, dy)
         return g
+
+    def state(self) -> dict[str, Tensor | None]:
+        """Return the target's buffers."""
+        return dict(self.target._buffers)
+
+    def pull_back(self, *args: Any) -> Tensor:
+        """Return the gradient of theta, with the target's state of the forward pass; see `PerturbAndMAP.pull_back`."""
+        own, seen = self.target._buffers, args[-1]
+        if all(own[name] is tensor for name, tensor in seen.items()):
+            return super().pull_back(*args)
+        self.target._buffers = seen
+        try:
+            return super().pull_back(*args)
+        finally:
+            self.target._buffers = own
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return dy, zero in every process of the target's group where any of them has one that is not finite.

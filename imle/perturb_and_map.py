@@ -248,7 +248,11 @@ class PerturbAndMAP(Estimator[Tensor]):
         """Return z `[B*R, ...]`; see `Estimator.sample`."""
         bound = self.bind(solver, theta, self.rows, args, kwargs)
         noise, take_note = self.draw_noise(theta, bound.sign, generator), not differentiated_row_by_row()
-        return _PerturbAndMAP.apply(theta, noise, self, bound, take_note, *bound.mapped())
+        return _PerturbAndMAP.apply(theta, noise, self, bound, (take_note, self.state()), *bound.mapped())
+
+    def state(self) -> dict[str, Tensor | None]:
+        """Return what a backward pass reads and moves, as the forward pass has it: `functional_call` lends another."""
+        return {}
 
     def gradient(
         self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
@@ -267,7 +271,14 @@ class PerturbAndMAP(Estimator[Tensor]):
         raise NotImplementedError(f"{type(self).__name__} has no gradient rule for theta")
 
     def pull_back(
-        self, solver: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, dy: Tensor, take_note: bool
+        self,
+        solver: BoundSolver,
+        theta: Tensor,
+        noise: Tensor | None,
+        z: Tensor,
+        dy: Tensor,
+        take_note: bool,
+        state: dict[str, Tensor | None],
     ) -> Tensor:
         """Return the gradient of theta `[B, ...]` from z and dy `[B*R, ...]`."""
         rows = (theta.shape[0], self.rows)
@@ -333,7 +344,7 @@ class _PerturbAndMAP(ReverseMode):
         noise: Tensor | None,
         estimator: PerturbAndMAP,
         solver: BoundSolver,
-        take_note: bool,
+        memory: tuple[bool, dict[str, Tensor | None]],
         *tensors: Tensor,
     ) -> Tensor:
         # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
@@ -341,7 +352,7 @@ class _PerturbAndMAP(ReverseMode):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        theta, noise, ctx.estimator, ctx.solver, ctx.take_note, *tensors = inputs
+        theta, noise, ctx.estimator, ctx.solver, ctx.memory, *tensors = inputs
         ctx.save_for_backward(theta, noise, output, *tensors)
 
     @staticmethod
@@ -352,7 +363,7 @@ class _PerturbAndMAP(ReverseMode):
                 "torch.autograd's own vmap, as in jacobian(vectorize=True), cannot call a solver: use torch.func.jacrev"
             )
         with torch.no_grad():
-            g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, ctx.take_note)
+            g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, *ctx.memory)
         if torch.is_grad_enabled():  # create_graph=True
             g = _OnceDifferentiable.apply(g, theta, dy)
         return g, *(None,) * (len(ctx.needs_input_grad) - 1)

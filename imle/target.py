@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from imle._numerics import (
     exact,
     exact_dtype,
     finite_number,
+    host_may_wait,
     is_finite,
     largest_factor,
     quotient,
@@ -32,7 +34,6 @@ from imle._numerics import (
     times,
 )
 from imle._processes import Processes, several
-from imle._state import ExactState
 
 
 class BaseTargetDistribution(nn.Module, ABC):
@@ -76,6 +77,10 @@ class BaseTargetDistribution(nn.Module, ABC):
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Take note of a backward pass: its difference `[B, S, ...]`, before scaling, and its dy `[B, R, ...]`."""
+        return
+
+    def pass_over(self) -> None:
+        """Take note of a backward pass that may not move the state: one of a Jacobian, or of `torch.func`."""
         return
 
     def finite_everywhere(self, dy: Tensor) -> Tensor | None:
@@ -125,7 +130,7 @@ class TargetDistribution(BaseTargetDistribution):
         return f"alpha={self.alpha}, beta={self.beta}, do_gradient_scaling={self.do_gradient_scaling}"
 
 
-class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
+class AdaptiveTargetDistribution(BaseTargetDistribution):
     """A perturbation size that tunes itself until the gradient has the wanted number of non-zero entries.
 
         lambda = beta ||theta|| / ||dy||
@@ -135,11 +140,12 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
 
         N <- 0.9 N + 0.1 n;   u <- mu u + (eta if N < c else -eta);   beta <- max(beta + u, 0)
 
-    A pass whose dy is zero or not finite leaves this state alone, and so do Jacobians, which are many backward passes
-    in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin with small random numbers.
-    Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in ||theta||. The state
-    lives in buffers: it is in `state_dict()`, moves with `.to()`, and follows theta to its device by itself; casts of
-    the model do not round it. One target under two solvers is one state. `beta` and `grad_norm` (N) may be set by hand.
+    A pass whose dy is zero or not finite leaves this state alone, and so do `eval()`, `torch.func` and Jacobians, which
+    are many backward passes in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin
+    with small random numbers. Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing
+    in ||theta||. The state is one buffer of three numbers in float64: it is in `state_dict()`, moves with `.to()`,
+    follows theta to its device by itself, and no cast of the model rounds it. One target under two solvers is one
+    state. `beta` and `grad_norm` (N) may be set by hand.
 
     Args:
         initial_alpha: how much of theta stays in theta'.
@@ -169,12 +175,10 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         >>> target.beta, target.grad_norm
         (0.5, 1.0)
         >>> sorted(target.state_dict())
-        ['_beta', '_beta_update', '_grad_norm']
+        ['_state']
     """
 
-    _beta: Tensor
-    _grad_norm: Tensor
-    _beta_update: Tensor
+    _state: Tensor  # beta, N and u
 
     def __init__(
         self,
@@ -204,39 +208,37 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
             raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
         if not 0 <= grad_norm_decay_rate <= 1:
             raise ValueError(f"grad_norm_decay_rate must be between 0 and 1, not {grad_norm_decay_rate}")
-        self.register_numbers("_beta", "_grad_norm", "_beta_update")
+        self.register_buffer("_state", torch.zeros(3, dtype=exact_dtype(torch.get_default_device())))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the state to its start."""
-        self._beta.fill_(self.initial_beta)
-        self._grad_norm.fill_(self.initial_grad_norm)
-        self._beta_update.zero_()
+        self._state.copy_(torch.tensor([self.initial_beta, self.initial_grad_norm, 0.0], dtype=self._state.dtype))
 
     @property
     def beta(self) -> float:
         """The relative perturbation size now; reading it waits for the device."""
-        return self._number("_beta")
+        return self._numbers()[0].item()
 
     @beta.setter
     def beta(self, value: float) -> None:
         if finite_number("beta", value) < 0:
             raise ValueError(f"beta must be at least 0, not {value}")
-        self._set_number("_beta", value)
+        self._numbers()[0] = value
 
     @property
     def grad_norm(self) -> float:
         """N, the running mean of the number of non-zero entries; reading it waits for the device."""
-        return self._number("_grad_norm")
+        return self._numbers()[1].item()
 
     @grad_norm.setter
     def grad_norm(self, value: float) -> None:
-        self._set_number("_grad_norm", finite_number("grad_norm", value))
+        self._numbers()[1] = finite_number("grad_norm", value)
 
     @property
     def previous_beta_update(self) -> float:
         """u, the last move of beta; reading it waits for the device."""
-        return self._number("_beta_update")
+        return self._numbers()[2].item()
 
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
         """Return lambda = beta ||theta|| / ||dy||, 0 for dy = 0; theta counts as repeated R times.
@@ -244,7 +246,8 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         The norms are over the whole batch, joined over all processes of the group; with `per_instance` they are each
         row's own, and lambda is `[B, 1, ...]`.
         """
-        self._follow(dy.device)
+        if self._numbers().device != dy.device:
+            self.to(dy.device)
         if self.per_instance:
             theta_norm, dy_norm = (beside(row_norms(x), dy) for x in (theta, dy))
         else:
@@ -255,7 +258,7 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
         if self._processes is None and not self._warned and several():
             self._warn()
         # lambda = beta ||theta|| / ||dy||
-        return quotient(self._beta * (math.sqrt(dy.shape[1]) * theta_norm), dy_norm, largest_factor(dy))
+        return quotient(self._state[0] * (math.sqrt(dy.shape[1]) * theta_norm), dy_norm, largest_factor(dy))
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
         """Move beta by one step, unless dy is zero or not finite, or the difference is NaN."""
@@ -266,14 +269,23 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
             joined = self._processes.gather(count, torch.full_like(count, solutions), exact(seen)).sum(dim=0)
             nonzero, seen = joined[0] / joined[1].clamp(min=1), joined[2]
         decay, mu, eta = self.grad_norm_decay_rate, self.beta_update_momentum, self.beta_update_step
-        grad_norm = decay * self._grad_norm + (1 - decay) * nonzero
+        beta, grad_norm, update = self._state.unbind()
+        grad_norm = decay * grad_norm + (1 - decay) * nonzero
         sparse = exact(grad_norm < self.target_norm)
-        update = mu * self._beta_update + eta * (2 * sparse - 1)
-        beta = (self._beta + update).clamp(min=0.0)
+        update = mu * update + eta * (2 * sparse - 1)
+        moved = torch.stack([(beta + update).clamp(min=0.0), grad_norm, update])
         moves = seen + 0.0 * nonzero > 0  # neither for NaN nor for infinity
-        self._grad_norm.copy_(torch.where(moves, grad_norm, self._grad_norm))
-        self._beta_update.copy_(torch.where(moves, update, self._beta_update))
-        self._beta.copy_(torch.where(moves, beta, self._beta))
+        self._state.copy_(torch.where(moves, moved, self._state))
+
+    def pass_over(self) -> None:
+        """Warn once where beta is 0, which nothing then moves."""
+        if not self._warned and host_may_wait(self._state) and self.beta == 0:
+            self._warned = True
+            warnings.warn(
+                "beta is 0, so the gradient is zero, and neither torch.func nor a Jacobian moves beta: take gradients "
+                "by .backward() until it has grown, or begin with AdaptiveTargetDistribution(initial_beta=0.5)",
+                stacklevel=2,
+            )
 
     def finite_everywhere(self, dy: Tensor) -> Tensor | None:
         """Return whether dy is finite in all processes of the group; None without a group."""
@@ -281,18 +293,37 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
             return None
         return self._processes.gather(is_finite(dy).float()).min() > 0
 
-    def _follow(self, device: torch.device) -> None:
-        self.restore()
-        if self._beta.device != device:
-            self.to(device)
+    def _numbers(self) -> Tensor:
+        """Return the state.
 
-    def _number(self, name: str) -> float:
-        self.restore()
-        return getattr(self, name).item()
+        Raises:
+            TypeError: it is not float64 any more.
+        """
+        wanted = exact_dtype(self._state.device)
+        if self._state.dtype != wanted:
+            raise TypeError(
+                f"the adaptive state became {self._state.dtype}, in which steps of {self.beta_update_step:g} get lost: "
+                f"keep it {wanted} in what is given to functional_call, and leave FSDP's buffer_dtype unset"
+            )
+        return self._state
 
-    def _set_number(self, name: str, value: float) -> None:
-        self.restore()
-        getattr(self, name).fill_(value)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Follow to another device, but no cast: steps of 1e-4 would vanish in half precision."""
+        device = fn(torch.zeros((), device=self._state.device)).device
+        state = self._state.float() if exact_dtype(device) == torch.float32 else self._state  # before it is moved there
+        moved = fn(state)
+        self._state = exact(moved if moved.dtype == state.dtype else state.to(device))
+        if state.is_meta and not moved.is_meta:
+            self.reset_parameters()  # what memory was given instead of nothing holds no state yet
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load the state, also that of version 0.1, whose three numbers had names."""
+        names = [prefix + name for name in ("_beta", "_grad_norm", "_beta_update")]
+        if all(name in state_dict for name in names):
+            state_dict[prefix + "_state"] = torch.stack([state_dict.pop(name) for name in names])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._state = exact(self._state)  # assign=True brings any dtype
 
     def _warn(self) -> None:
         self._warned = True
@@ -305,5 +336,5 @@ class AdaptiveTargetDistribution(ExactState, BaseTargetDistribution):
 
     def extra_repr(self) -> str:
         """The state and the options, for print()."""
-        beta = "?" if self._beta.is_meta else f"{self.beta:.6g}"
+        beta = "?" if self._state.is_meta else f"{self.beta:.6g}"
         return f"alpha={self.alpha}, beta={beta}, target_norm={self.target_norm}, step={self.beta_update_step}"

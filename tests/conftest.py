@@ -26,7 +26,7 @@ def no_waiting(monkeypatch):
     """Return a function that makes the library treat the CPU as an accelerator, whose numbers the host may not see."""
 
     def switch_on():
-        for module in ("_numerics", "perturb_and_map", "finite_difference", "solver", "lpgd", "k_subsets"):
+        for module in ("_numerics", "perturb_and_map", "finite_difference", "solver", "target", "lpgd", "k_subsets"):
             monkeypatch.setattr(f"imle.{module}.host_may_wait", lambda x: False)
 
     return switch_on

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed import fsdp
 from torch.nn.parallel import DistributedDataParallel
 
 from imle.aimle import aimle
@@ -18,7 +18,7 @@ from imle.layers import MAPLayer
 from imle.solvers import select_k
 from imle.target import AdaptiveTargetDistribution
 
-fully_shard = getattr(dist.fsdp, "fully_shard", None)  # from torch 2.6 on
+fully_shard = getattr(fsdp, "fully_shard", None)  # from torch 2.6 on
 
 FEATURES, WIDTH, SAMPLES = 5, 8, 2
 SIZES = {2: [[6, 6], [6, 1], [3, 0]], 3: [[4, 4, 4], [1, 6, 2], [5, 0, 0]]}  # rows of each process, by turns
@@ -214,30 +214,3 @@ def test_one_process_is_the_world_where_nothing_was_initialised():
         aimle(target_distribution=target)(select_three)(theta).square().sum().backward()
         gradients.append(theta.grad)
     assert torch.allclose(gradients[0], gradients[1]) and gradients[0].abs().sum() > 0
-
-
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_state_stays_exact_where_fsdp1_casts_buffers(one_process):
-    """It does so by `buffer.data = ...`, at the first forward pass and whenever a state_dict is taken."""
-    model, target, noise = model_and_noise()
-    plain = copy.deepcopy(model)
-    precision = MixedPrecision(buffer_dtype=torch.bfloat16)
-    model = FullyShardedDataParallel(model, mixed_precision=precision, device_id=torch.device("cpu"))
-    target.beta = plain[1].target_distribution.beta = 0.1001
-    sizes = [[6], [3]]
-    model.state_dict()
-    assert target.beta == 0.1001
-    expected, _ = train(plain, plain[1].target_distribution, plain[1].estimator.noise_distribution, sizes, 8)
-    assert train(model, target, noise, sizes, 8)[0] == expected
-    saved = model.state_dict()["1.target_distribution._beta"]
-    assert saved.dtype == torch.float64 and saved.item() == target.beta == expected[-1][0]
-    model.eval()
-    model(torch.zeros(1, FEATURES, dtype=torch.float64))
-    assert target.beta == expected[-1][0]

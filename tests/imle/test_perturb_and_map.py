@@ -48,7 +48,7 @@ def without_walls(theta, sign):
 
 def state(estimator):
     target = getattr(estimator, "target_distribution", None)
-    return {} if target is None else {name: value.clone() for name, value in target.state_dict().items()}
+    return {} if target is None else {name: value.tolist() for name, value in target.state_dict().items()}
 
 
 # Masks
@@ -506,7 +506,7 @@ def test_the_adaptive_state_comes_to_life_at_its_start():
     target = {"initial_beta": 0.5, "initial_grad_norm": 0.25}
     with torch.device("meta"):
         layer = MAPLayer(select_two, aimle(target_distribution=AdaptiveTargetDistribution(**target)))
-    assert layer.target_distribution._beta.is_meta
+    assert layer.target_distribution._state.is_meta
     assert "beta=?" in repr(layer)
     layer.to_empty(device="cpu")
     assert (layer.target_distribution.beta, layer.target_distribution.grad_norm) == (0.5, 0.25)
@@ -514,7 +514,7 @@ def test_the_adaptive_state_comes_to_life_at_its_start():
     assert layer.target_distribution.beta != 0.5
     layer.target_distribution.reset_parameters()
     assert (layer.target_distribution.beta, layer.target_distribution.grad_norm) == (0.5, 0.25)
-    assert layer.target_distribution._beta_update == 0
+    assert layer.target_distribution.previous_beta_update == 0
 
 
 # Large steps, empty batches

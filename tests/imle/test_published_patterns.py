@@ -426,7 +426,7 @@ def test_beta_set_by_hand_is_the_size_of_the_next_step():
     found, expected = (gradient(aimle(select_two, it), theta, dy)[1] for it in (by_hand, from_start))
     assert torch.equal(found, expected) and found.abs().sum() > 0 and by_hand.beta == from_start.beta
     by_hand.beta = torch.tensor(0.75)
-    assert by_hand.state_dict()["_beta"] == 0.75
+    assert by_hand.state_dict()["_state"][0] == 0.75
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="beta must be"):
             by_hand.beta = wrong
