@@ -1,4 +1,4 @@
-"""Keep a function out of compiled graphs, without loading the compiler where nothing is compiled."""
+"""Keep a function out of compiled graphs, and tensors in a cache, without loading the compiler where none is asked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,5 +34,26 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
                 torch._dynamo.graph_break(msg=REASON)
             return torch.compiler.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
+
+    return wrapper
+
+
+def kept(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function of tensors that keeps its last 64 answers, but none that is made while torch traces.
+
+    What is made under `torch.export`, `make_fx`, a fake mode or a transform of `torch.func` stands for numbers, and
+    would stand in the way of every later call.
+    """
+    cached = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        traced = (
+            torch.compiler.is_compiling()
+            or _get_current_dispatch_mode() is not None
+            or torch._C._are_functorch_transforms_active()
+        )
+        with torch.inference_mode(False), torch.no_grad():
+            return (function if traced else cached)(*args, **kwargs)  # type: ignore[arg-type]
 
     return wrapper

@@ -85,6 +85,21 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: torch.Genera
     return eps.to(like)
 
 
+def not_repeated(generator: torch.Generator | None) -> torch.Generator | None:
+    """Return a generator to draw from in a forward pass.
+
+    Raises:
+        RuntimeError: a backward pass is under way, as where `torch.utils.checkpoint` runs a forward pass again. It
+            restores torch's own random state, so that a draw is repeated, and no other.
+    """
+    if generator is not None and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a generator of your own cannot repeat its draws where torch.utils.checkpoint runs a layer again, in the "
+            "backward pass: draw from torch's own there, generator=None, or leave the layer out of the checkpoint"
+        )
+    return generator
+
+
 class _LocationScale(SeedableNoiseDistribution):
     """Base of the noises that are a standard one, stretched and moved."""
 

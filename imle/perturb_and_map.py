@@ -22,8 +22,7 @@ from torch import Tensor
 
 from imle._compile import eager
 from imle._numerics import beside, host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
-from imle._reentry import differentiated_row_by_row, repeatable
-from imle.noise import draw
+from imle.noise import draw, not_repeated
 from imle.solver import BoundSolver, DifferentiableSolver, ReverseMode, Solver
 
 Arguments = ParamSpec("Arguments")
@@ -151,7 +150,7 @@ class Estimator(Generic[Output]):
         if not self.needs_noise:
             return None
         shape = (theta.shape[0], self.rows, *theta.shape[1:])
-        source = repeatable(self.generator if generator is None else generator)
+        source = not_repeated(self.generator if generator is None else generator)
         noise = draw(self.noise_distribution, shape, like=theta, generator=source)
         return noise if sign > 0 else -noise
 
@@ -247,8 +246,8 @@ class PerturbAndMAP(Estimator[Tensor]):
     ) -> Tensor:
         """Return z `[B*R, ...]`; see `Estimator.sample`."""
         bound = self.bind(solver, theta, self.rows, args, kwargs)
-        noise, take_note = self.draw_noise(theta, bound.sign, generator), not differentiated_row_by_row()
-        return _PerturbAndMAP.apply(theta, noise, self, bound, (take_note, self.state()), *bound.mapped())
+        noise = self.draw_noise(theta, bound.sign, generator)
+        return _PerturbAndMAP.apply(theta, noise, self, bound, self.state(), *bound.mapped())
 
     def state(self) -> dict[str, Tensor | None]:
         """Return what a backward pass reads and moves, as the forward pass has it: `functional_call` lends another."""
@@ -344,7 +343,7 @@ class _PerturbAndMAP(ReverseMode):
         noise: Tensor | None,
         estimator: PerturbAndMAP,
         solver: BoundSolver,
-        memory: tuple[bool, dict[str, Tensor | None]],
+        state: dict[str, Tensor | None],
         *tensors: Tensor,
     ) -> Tensor:
         # .clone(): z outlives the call, and the solver may write its next answer into the same memory.
@@ -352,7 +351,9 @@ class _PerturbAndMAP(ReverseMode):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        theta, noise, ctx.estimator, ctx.solver, ctx.memory, *tensors = inputs
+        theta, noise, ctx.estimator, ctx.solver, ctx.state, *tensors = inputs
+        # of the many backward passes of a Jacobian not every one may move an adaptive state
+        ctx.take_note = not torch._C._are_functorch_transforms_active()
         ctx.save_for_backward(theta, noise, output, *tensors)
 
     @staticmethod
@@ -363,7 +364,8 @@ class _PerturbAndMAP(ReverseMode):
                 "torch.autograd's own vmap, as in jacobian(vectorize=True), cannot call a solver: use torch.func.jacrev"
             )
         with torch.no_grad():
-            g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, *ctx.memory)
+            g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, ctx.take_note, ctx.state)
+            ctx.take_note = False
         if torch.is_grad_enabled():  # create_graph=True
             g = _OnceDifferentiable.apply(g, theta, dy)
         return g, *(None,) * (len(ctx.needs_input_grad) - 1)

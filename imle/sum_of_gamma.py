@@ -1,12 +1,11 @@
 """The Sum-of-Gamma distribution: its quantiles, tabulated once from the exact law, and how draws are read from them."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from imle._compile import eager
+from imle._compile import eager, kept
 
 # Scores of the table of quantiles: probabilities from 1.3e-12 to 1 - 1.3e-12, 1170 cells a standard deviation.
 _SCORE_LIMIT = 7.0
@@ -28,13 +27,12 @@ def quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tensor
 
 
 @eager
-@lru_cache(maxsize=64)
+@kept
 def table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return quantiles of SoG(k, s) at the cells' lower ends and their rises over the cells, [cells + 1] each."""
-    with torch.inference_mode(False), torch.no_grad():
-        values = _quantiles(k, s)
-        rises = torch.cat([values.diff(), values.new_zeros(1)])
-        return values.to(dtype).to(device), rises.to(dtype).to(device)
+    values = _quantiles(k, s)
+    rises = torch.cat([values.diff(), values.new_zeros(1)])
+    return values.to(dtype).to(device), rises.to(dtype).to(device)
 
 
 # The exact distribution. P. G. Moschopoulos, The distribution of the sum of independent gamma random variables,
@@ -43,7 +41,7 @@ def table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[T
 # inverse Fourier transform of the characteristic function does not converge where rho is small.
 
 
-@lru_cache(maxsize=16)
+@kept
 def _quantiles(k: float, s: int) -> Tensor:
     """Return the quantiles of SoG(k, s) at equally spaced normal scores, [cells + 1], in float64 on the CPU."""
     shapes, scales, offset = _gamma_terms(k, s)

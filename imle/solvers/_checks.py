@@ -39,10 +39,15 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
     """Return whole numbers of at least 0 as int64, of one of the shapes.
 
     Raises:
-        ValueError: they have another shape, or one is negative.
+        ValueError: they have another shape, or one is negative or beyond int64.
         TypeError: they are no whole numbers.
     """
-    numbers = torch.as_tensor(numbers).detach()
+    try:
+        numbers = torch.as_tensor(numbers).detach()
+    except (OverflowError, RuntimeError, ValueError) as error:  # Python's numbers have no end
+        raise ValueError(f"{name} must be an array of numbers up to 2^63 - 1: {error}") from error
+    if numbers.dtype == torch.uint64:  # which has no arithmetic; what is beyond int64 comes out negative
+        numbers = numbers.view(torch.int64)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise TypeError(
             f"{name} must be whole numbers, not {numbers.dtype}; multiply decimal weights and the capacity by a power "
@@ -54,7 +59,7 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
     if _numerics.host_may_wait(numbers) and (numbers < 0).any():
         per_row = len(shapes) > 1 and numbers.dim() == len(shapes[-1])
         where = f" in {_numerics.name_rows((numbers < 0).view(len(numbers), -1))}" if per_row else ""
-        raise ValueError(f"{name} must not be negative{where}; the least is {int(numbers.min())}")
+        raise ValueError(f"{name} must be from 0 to 2^63 - 1{where}; the least is {int(numbers.min())}")
     return numbers.long()
 
 
@@ -105,3 +110,13 @@ def scipy_optimize(solver: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{solver} needs scipy: pip install scipy") from error
     return scipy.optimize
+
+
+def in_range(x: Tensor, terms: int, dim: int) -> Tensor:
+    """Return numbers of which no sum of so many is infinite: along `dim`, all are made smaller where they would be.
+
+    Infinities stay, and no two numbers become one, as they would by a limit.
+    """
+    limits = torch.finfo(x.dtype)
+    largest = x.abs().masked_fill(x.isinf(), 0.0).amax(dim, keepdim=True) if x.numel() else x.new_zeros(())
+    return x * torch.where(largest > limits.max / (2 * terms), 0.25 / terms, 1.0)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from imle import _numerics
-from imle.solvers._checks import broken_rows, check_floating, nan_in, sum_dtype, whole_numbers
+from imle.solvers._checks import broken_rows, check_floating, in_range, nan_in, sum_dtype, whole_numbers
 
 _CELLS_AT_ONCE = 2**24  # of the table, a byte each
+_MOST_CELLS = 2**31  # of a row of it
 
 
 def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
@@ -54,10 +55,18 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
     capacity = whole_numbers("capacity", torch.as_tensor(capacity).cpu(), ((), (batch,)))
     broken = broken_rows("values", values, torch.inf)
 
-    size = 1 + (int(capacity.max()) if capacity.numel() else 0)
+    largest = int(capacity.max()) if capacity.numel() else 0
     host_knows = _numerics.host_may_wait(weights)
     if host_knows and weights.numel():
-        size = min(size, 1 + int(weights.sum(dim=-1).max()))
+        # what weighs more is never taken; sums in float64, which does not turn round at the end of int64
+        largest = min(largest, int(weights.where(weights <= largest, 0).double().sum(dim=-1).max()))
+    if largest >= _MOST_CELLS:
+        raise ValueError(
+            f"a table for capacities up to {largest} is too large: divide weights and capacity by a common factor, or "
+            "take binary_programme"
+        )
+    size = 1 + largest
+    weights = weights.clamp(max=size)  # none of which fits
     shared = weights.tolist() if weights.dim() == 1 and host_knows else None
     on_cuda = values.device.type == "cuda"  # elsewhere a copy that is not waited for may be read, or freed, too early
     weights, capacity = (x.to(values.device, non_blocking=on_cuda) for x in (weights, capacity))
@@ -66,7 +75,7 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
     rows = max(1, _CELLS_AT_ONCE // max(1, length * size))
     for worth, heavy, rest in zip(values.split(rows), weights.split(rows), capacity.split(rows)):
         worth = worth.to(sum_dtype(values))
-        worth = worth.clamp(max=torch.finfo(worth.dtype).max / (length + 1))  # no sum of values is infinite
+        worth = in_range(worth, length + 1, dim=1)
         taken = _fill(worth, heavy, size) if shared is None else _fill_shared(worth, shared, size)
         parts.append(_read_back(taken, heavy, shared, rest))
     z = torch.cat(parts).to(values)

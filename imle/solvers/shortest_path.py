@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from imle import _numerics
-from imle._compile import eager
-from imle.solvers._checks import check_floating, minimiser, sum_dtype
+from imle._compile import eager, kept
+from imle.solvers._checks import answer, check_floating, in_range, minimiser, sum_dtype
 
 _STEPS = {
     4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -28,7 +26,8 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
     A negative cost, which perturbation easily makes, counts as 0, for with negative cycles there would be no
     cheapest path: noise larger than the costs moves the answer less than it would a true minimiser's. Keep costs
     positive (`theta.exp()`, or a base cost), or take `shortest_path_arcs` with `grid_arcs`, whose moves right and down
-    make no cycle, and negative costs exact. A cell of cost inf (or NaN) is entered only where there is no other way.
+    make no cycle, and negative costs exact. A cell of cost inf (or NaN) is never entered; start and goal, which are on
+    every path, cost nothing then.
 
     The search is the Bellman-Ford recursion (R. Bellman, On a routing problem, 1958), one step for all cells of the
     batch at a time, as many as the longest cheapest path has. On an accelerator nothing waits for the host: there it
@@ -43,7 +42,8 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
         z of the same shape, dtype and device: 1 for a cell of the path, else 0.
 
     Raises:
-        ValueError: costs are not grids, or neighbours is neither 4 nor 8.
+        ValueError: costs are not grids, neighbours is neither 4 nor 8, or no path leads to the goal; the message names
+            the row. On an accelerator nothing may wait for the host, and such a row is NaN.
         TypeError: costs are not floating point.
 
     Example:
@@ -61,14 +61,18 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
     grids = costs.detach().permute(1, 2, 0)
     distance, changed_at = _distances(_non_negative(grids), neighbours)
     z = _walk_back(distance, changed_at, neighbours).permute(2, 0, 1)
-    return z.to(costs.dtype, memory_format=torch.contiguous_format)
+    z = z.to(costs.dtype, memory_format=torch.contiguous_format)
+    return answer(z, distance[-2, -2].isinf(), "cells of cost inf leave no path")
 
 
 def _non_negative(costs: Tensor) -> Tensor:
-    """Return costs in 0..wall, where even a sum of walls over the whole grid is finite."""
-    dtype = sum_dtype(costs)
-    wall = torch.finfo(dtype).max / (2 * costs.shape[0] * costs.shape[1])
-    return costs.to(dtype).nan_to_num(nan=wall).clamp(0.0, wall).contiguous()
+    """Return costs of at least 0 of which no sum over the grid is infinite, but for cells that no path may enter."""
+    costs = costs.to(sum_dtype(costs)).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
+    cells = costs.shape[0] * costs.shape[1]
+    costs = in_range(costs.flatten(0, 1), cells, dim=0).view(costs.shape).contiguous()
+    for end in (0, -1):
+        costs[end, end] = costs[end, end].masked_fill(costs[end, end].isinf(), 0.0)
+    return costs
 
 
 def _distances(costs: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -118,13 +122,12 @@ def _cheapest_neighbour(distance: Tensor, neighbours: int) -> Tensor:
 
 
 @eager
-@functools.lru_cache(maxsize=64)
+@kept
 def _moves(width: int, neighbours: int, device: torch.device) -> Tensor:
     """Return how far away the neighbours of a cell are in rows of `width` cells, [moves, 1]; kept, for it is sent."""
     # Staying is a move too, which only the start prefers: paths of different lengths end together.
     moves = [0] + [down * width + right for down, right in _STEPS[neighbours]]
-    with torch.inference_mode(False):
-        return torch.tensor(moves, device=device)[:, None]
+    return torch.tensor(moves, device=device)[:, None]
 
 
 def _walk_back(distance: Tensor, changed_at: Tensor, neighbours: int) -> Tensor:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import functools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from imle import _numerics
-from imle.solvers._checks import answer, broken_rows, check_floating, minimiser, nan_in, sum_dtype
+from imle._compile import kept
+from imle.solvers._checks import answer, broken_rows, check_floating, in_range, minimiser, nan_in, sum_dtype
 
 _MOST_UNEVEN = 4  # how many times the arcs of one head those of another may be, to share a table
 
 
 @minimiser(True)
-def shortest_path_arcs(costs: Tensor, arcs: Any, source: int, target: int, *, negative_as_zero: bool = False) -> Tensor:
-    """Return the arcs of the cheapest path from source to target of a directed graph, for each row of costs.
+def shortest_path_arcs(costs: Tensor, arcs: Any, source: int, target: int) -> Tensor:
+    """Return the arcs of the cheapest path from source to target of a directed graph without cycles, for each row.
 
-    This solver minimises <z, costs>, and estimators know it. The result is one simple path; on ties one
-    of the cheapest, the same at every call. An arc of cost inf cannot be taken.
-
-    Negative costs, which perturbation easily makes, are exact in a graph without cycles: the distances of its vertices
-    are taken once each, in topological order. In a graph with cycles the search is the Bellman-Ford recursion
-    (R. Bellman, On a routing problem, 1958), which takes negative costs as long as no cycle costs less than nothing;
-    with `negative_as_zero` they count as 0 instead. Arcs that no way from source to target can use are left out first.
+    This solver minimises <z, costs>, and estimators know it. On ties it is one of the cheapest paths, the same at every
+    call. An arc of cost inf cannot be taken. Negative costs, which perturbation easily makes, are exact: the distances
+    of vertices are taken once each, in topological order. Arcs that no way from source to target can use are left out
+    first, and may lie on cycles.
 
     The graph is the same for all rows, and looked at once: its order is kept for later calls. Under an estimator bind
     it first, by a closure or `functools.partial`, as in the example.
@@ -37,14 +35,13 @@ def shortest_path_arcs(costs: Tensor, arcs: Any, source: int, target: int, *, ne
             an accelerator makes the host wait; keep it on the CPU.
         source: the vertex where paths start.
         target: the vertex where they end.
-        negative_as_zero: count a negative cost as 0, as `shortest_path` does.
 
     Returns:
         z of the shape, dtype and device of costs: 1 for an arc of the path, else 0; all 0 where source is target.
 
     Raises:
-        ValueError: shapes disagree, a vertex does not exist, no path leads to the target, or a cycle costs less than
-            nothing; the message names the row. On an accelerator nothing may wait for the host, and such a row is NaN.
+        ValueError: shapes disagree, a vertex does not exist, the graph has a cycle, or no path leads to the target; the
+            message names the row. On an accelerator nothing may wait for the host, and such a row is NaN.
         TypeError: costs are not floating point, or arcs no whole numbers.
         FloatingPointError: a cost is NaN or -inf; on an accelerator the answer to that row is NaN.
 
@@ -63,18 +60,9 @@ def shortest_path_arcs(costs: Tensor, arcs: Any, source: int, target: int, *, ne
         raise ValueError(f"costs must be [B, {graph.arcs}], one for each arc; their shape is {tuple(costs.shape)}")
     costs = costs.detach()
     broken = broken_rows("costs", costs, -torch.inf)
-    prepared = _table_of_costs(costs, graph, negative_as_zero)
-    if graph.is_acyclic:
-        distance, best = _in_order(prepared, graph)
-        unsettled = None
-    else:
-        distance, best, unsettled = _until_settled(prepared, graph)
-    z, lost = _walk_back(best, graph, costs)
-    z = answer(z, distance[graph.last].isinf(), f"no path leads from {source} to {target}")
-    if unsettled is not None:
-        reason = "a cycle costs less than nothing (negative_as_zero=True counts negative costs as 0)"
-        z = answer(z, unsettled | lost, reason)
-    return nan_in(z, broken)
+    distance, best = _in_order(_table_of_costs(costs, graph), graph)
+    z = _walk_back(best, graph, costs)
+    return nan_in(answer(z, distance[graph.last].isinf(), f"no path leads from {source} to {target}"), broken)
 
 
 def grid_arcs(height: int, width: int, moves: Iterable[tuple[int, int]] = ((0, 1), (1, 0))) -> Tensor:
@@ -139,7 +127,6 @@ class _Graph:
     arcs: int
     vertices: int
     last: int  # the target
-    is_acyclic: bool
     depth: int  # arcs of the longest path
     blocks: tuple[_Block, ...]
     names: Tensor  # [rows]: the arc of each row of the table; `arcs` for a dummy
@@ -150,53 +137,56 @@ class _Graph:
 
 
 def _graph_of(arcs: Any, source: int, target: int, device: torch.device) -> _Graph:
-    ends = (
-        torch.stack([torch.as_tensor(side) for side in arcs]) if isinstance(arcs, Sequence) else torch.as_tensor(arcs)
-    )
-    if ends.dim() != 2 or len(ends) != 2:
-        raise ValueError(f"arcs must be tails and heads, [2, A]; their shape is {tuple(ends.shape)}")
-    if ends.is_floating_point() or ends.is_complex() or ends.dtype == torch.bool:
-        raise TypeError(f"arcs must be whole numbers, the vertices that they join, not {ends.dtype}")
-    numbers = ends.detach().to("cpu", torch.long).contiguous().numpy().tobytes()
-    return _prepare(numbers, source, target, str(device))
+    tails, heads = _ends(arcs)
+    return _prepare(tails, heads, source, target, device)
 
 
-@functools.lru_cache(maxsize=64)
-def _prepare(numbers: bytes, source: int, target: int, device: str) -> _Graph:
+def _ends(arcs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tails and the heads as Python has them, so that nothing here is a tensor that torch traces.
+
+    Raises:
+        ValueError: they are not [2, A].
+    """
+    sides = arcs.tolist() if hasattr(arcs, "tolist") else [getattr(side, "tolist", lambda s=side: s)() for side in arcs]
+    if len(sides) != 2 or not all(isinstance(side, Sequence) for side in sides) or len(sides[0]) != len(sides[1]):
+        raise ValueError("arcs must be tails and heads, [2, A], as many of the one as of the other")
+    return tuple(sides[0]), tuple(sides[1])
+
+
+@kept
+def _prepare(tails: tuple[int, ...], heads: tuple[int, ...], source: int, target: int, device: torch.device) -> _Graph:
     """Look at a graph once: drop the arcs of no use, order the vertices, and lay out tables of the arcs into them."""
-    ends = torch.frombuffer(bytearray(numbers), dtype=torch.long).tolist() if numbers else []
-    count = len(ends) // 2
-    tails, heads = ends[:count], ends[count:]
+    count = len(tails)
     if not count:
         raise ValueError("arcs must be at least one; there is none")
-    if min(ends) < 0:
-        raise ValueError(f"arcs must join vertices from 0 up, not {min(ends)}")
-    vertices = 1 + max(ends)
+    for vertex in (*tails, *heads):
+        if not isinstance(vertex, Integral) or isinstance(vertex, bool):
+            raise TypeError(f"arcs must be whole numbers, the vertices that they join, not {vertex!r}")
+    if min(*tails, *heads) < 0:
+        raise ValueError(f"arcs must join vertices from 0 up, not {min(*tails, *heads)}")
+    vertices = 1 + max(*tails, *heads)
     for name, vertex in (("source", source), ("target", target)):
         if not 0 <= vertex < vertices:
             raise ValueError(f"{name} must be a vertex of the arcs, from 0 to {vertices - 1}; it is {vertex}")
-    useful = _reached(source, tails, heads, vertices) & _reached(target, heads, tails, vertices)
+    useful = _reached(source, tails, heads) & _reached(target, heads, tails)
     if target not in useful:
         raise ValueError(f"no path leads from source {source} to target {target}, whatever it costs")
-    kept = [arc for arc in range(count) if tails[arc] in useful and heads[arc] in useful]
+    used = [arc for arc in range(count) if tails[arc] in useful and heads[arc] in useful]
     into: dict[int, list[int]] = {vertex: [] for vertex in useful}
-    for arc in kept:
+    for arc in used:
         into[heads[arc]].append(arc)
-    level = _levels(source, useful, tails, heads, kept)
-    is_acyclic = level is not None
-    height = level or dict.fromkeys(useful, 1) | {source: 0}
+    height = _levels(source, useful, tails, heads, used)
     order = sorted(useful, key=lambda vertex: (height[vertex], len(into[vertex])))
-    return _lay_out(order, height, into, tails, count, target, is_acyclic, torch.device(device))
+    return _lay_out(order, height, into, tails, count, target, device)
 
 
 def _lay_out(
     order: list[int],
     height: dict[int, int],
     into: dict[int, list[int]],
-    tails: list[int],
+    tails: tuple[int, ...],
     arcs: int,
     target: int,
-    is_acyclic: bool,
     device: torch.device,
 ) -> _Graph:
     """Return the graph with tables of the arcs into its vertices, in this order, a table for each height.
@@ -205,7 +195,7 @@ def _lay_out(
     """
     number = {vertex: i for i, vertex in enumerate(order)}
     names, sources, offsets, spans = [arcs], [0], [0] * len(order), []
-    first = 1 if is_acyclic or not into[order[0]] else 0
+    first = 1
     while first < len(order):
         least, last = len(into[order[first]]), first
         while last < len(order) and height[order[last]] == height[order[first]]:
@@ -230,8 +220,7 @@ def _lay_out(
         arcs=arcs,
         vertices=len(order),
         last=number[target],
-        is_acyclic=is_acyclic,
-        depth=height[target] if is_acyclic else len(order) - 1,
+        depth=height[target],
         blocks=tuple(
             _Block(first, last, start, width, table[start : start + (last - first) * width])
             for first, last, start, width in spans
@@ -244,9 +233,9 @@ def _lay_out(
     )
 
 
-def _reached(start: int, tails: list[int], heads: list[int], vertices: int) -> set[int]:
+def _reached(start: int, tails: Sequence[int], heads: Sequence[int]) -> set[int]:
     """Return the vertices that can be reached from `start`."""
-    out: list[list[int]] = [[] for _ in range(vertices)]
+    out: dict[int, list[int]] = defaultdict(list)
     for tail, head in zip(tails, heads):
         out[tail].append(head)
     found, waiting = {start}, [start]
@@ -259,9 +248,13 @@ def _reached(start: int, tails: list[int], heads: list[int], vertices: int) -> s
 
 
 def _levels(
-    source: int, useful: set[int], tails: list[int], heads: list[int], kept: list[int]
-) -> dict[int, int] | None:
-    """Return how many arcs the longest way from the source to each vertex has; None where there is a cycle."""
+    source: int, useful: set[int], tails: Sequence[int], heads: Sequence[int], kept: list[int]
+) -> dict[int, int]:
+    """Return how many arcs the longest way from the source to each vertex has.
+
+    Raises:
+        ValueError: there is a cycle.
+    """
     missing, out = dict.fromkeys(useful, 0), {vertex: [] for vertex in useful}  # type: dict[int, int], dict[int, list[int]]
     for arc in kept:
         missing[heads[arc]] += 1
@@ -276,17 +269,19 @@ def _levels(
             missing[head] -= 1
             if not missing[head]:
                 waiting.append(head)
-    return level if done == len(useful) else None
+    if done < len(useful):
+        raise ValueError(
+            "the graph has a cycle between source and target: shortest_path_arcs takes graphs without cycles; lift "
+            "scipy.sparse.csgraph's shortest_path by `batched` for others"
+        )
+    return level
 
 
-def _table_of_costs(costs: Tensor, graph: _Graph, negative_as_zero: bool) -> Tensor:
+def _table_of_costs(costs: Tensor, graph: _Graph) -> Tensor:
     """Return the cost of each arc of the graph's table, [rows, B], such that sums over a path are finite or inf."""
     # The batch is the last dimension, so that an arc's costs are one contiguous run.
     costs = costs.to(sum_dtype(costs)).t().index_select(0, graph.stored)
-    wall = torch.finfo(costs.dtype).max / (2 * graph.vertices)
-    impassable = costs == torch.inf
-    costs.clamp_(0.0 if negative_as_zero else -wall, wall).masked_fill_(impassable, torch.inf)
-    return costs.add_(graph.surcharge)
+    return in_range(costs, graph.vertices, dim=0).add_(graph.surcharge)
 
 
 def _start(costs: Tensor, graph: _Graph) -> tuple[Tensor, Tensor]:
@@ -306,39 +301,17 @@ def _in_order(costs: Tensor, graph: _Graph) -> tuple[Tensor, Tensor]:
     return distance, best
 
 
-def _until_settled(costs: Tensor, graph: _Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same for a graph with cycles, and which rows still change when a path cannot grow further, [B]."""
-    distance, best = _start(costs, graph)
-    host_may_look = _numerics.host_may_wait(costs)
-    for _ in range(graph.vertices):
-        improved = torch.zeros_like(distance)
-        for block in graph.blocks:
-            ways = distance.index_select(0, block.tails).add_(costs[block.rows])
-            nearest, place = ways.unflatten(0, block.shape).min(dim=1)
-            vertices = slice(block.first, block.last)
-            better = torch.lt(nearest, distance[vertices])
-            torch.where(better, place, best[vertices], out=best[vertices])
-            torch.minimum(nearest, distance[vertices], out=distance[vertices])
-            improved[vertices] = better
-        if host_may_look and not improved.sum():
-            break
-    return distance, best, improved.any(dim=0)
-
-
-def _walk_back(best: Tensor, graph: _Graph, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the path to the target as `like` [B, A], and which rows did not come back to the source, [B]."""
+def _walk_back(best: Tensor, graph: _Graph, like: Tensor) -> Tensor:
+    """Return the path to the target as `like` [B, A]."""
     rows = best.add_(graph.offsets)
     rows[0] = 0  # the dummy at the source, where a walk stays
     before = graph.tails[rows]
     vertex = torch.full_like(rows[:1], graph.last)
-    host_may_look = not graph.is_acyclic and _numerics.host_may_wait(like)
     path = []
     for _ in range(graph.depth):
-        if host_may_look and not vertex.any():
-            break
         path.append(vertex)
         vertex = before.gather(0, vertex)
     z = torch.zeros(graph.arcs + 1, len(like), dtype=like.dtype, device=like.device)
     if path:
         z.scatter_(0, graph.names[rows.gather(0, torch.cat(path))], 1.0)
-    return z[:-1].t().contiguous(), vertex[0] != 0
+    return z[:-1].t().contiguous()
