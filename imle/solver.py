@@ -10,7 +10,7 @@ import copy
 import functools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -48,6 +48,8 @@ class Shared:
 def shared(value: Any) -> Any:
     """Mark an argument of a solver as one thing for all instances, so that it is neither repeated nor dealt out.
 
+    What has a length above 1 that is not B must be marked; what happens to be of length B is not seen, so mark it, too.
+
     Args:
         value: anything. A list, a dict or an object reaches the solver as the very one, so that it may keep a cache in
             it; a tensor or array as a copy.
@@ -64,21 +66,55 @@ def shared(value: Any) -> Any:
         6 6
         6 3
     """
-    return Shared(value)
+    return value if isinstance(value, Shared) else Shared(value)
 
 
-def assign(value: Any, batch_size: int, each: Callable[[Any], Any], common: Callable[[Any], Any]) -> Any:
+def assign(
+    value: Any,
+    batch_size: int,
+    each: Callable[[Any], Any],
+    common: Callable[[Any], Any],
+    name: str = "value",
+    rows: int = 1,
+) -> Any:
     """Return a solver's argument with `each` applied to what holds an item for each of B instances.
 
-    That is a tensor or array whose first dimension is B, or a list or tuple of B objects, also within other lists,
-    tuples, named tuples and dicts; `common` is applied to all else, such as a dataclass. A list or dict in which
-    nothing changes stays the same object.
+    What an argument is, its length says (of a tensor or array the first dimension):
+
+    - A tensor, array, list or tuple of length B holds an item for each instance, and is dealt out as a whole.
+    - One of length 0 or 1, or without a length, is one thing for all. So is what `shared` marks, and every object that
+      is none of these four and no dict: numbers, strings, dataclasses, sets, subclasses of list.
+    - Dicts and named tuples have no length here: each of their items is an argument of its own.
+    - A list or tuple of another length is taken for such a record, too, if something in it is of length B or `shared`:
+      `(offsets, lengths)`, a tensor `[B]` each.
+    - All else is an error: what it holds belongs to another batch, or is `shared` and does not say so.
+
+    Lengths cannot tell what is shared and happens to have B items: mark it, too, and give a record as a dict.
+
+    Args:
+        value: the argument.
+        batch_size: B, at least 1.
+        each: applied to what holds an item for each instance.
+        common: applied to all else. A list or dict in which nothing changes stays the same object.
+        name: of the argument, for the error.
+        rows: R, where what comes out is dealt out once more, to B*R instances.
+
+    Raises:
+        ValueError: something is of another length, which is more than 1, and not marked; or a list or tuple that is a
+            record for B instances would be dealt out to B*R.
     """
-    if isinstance(value, Tensor) or _is_array(value):
-        return (each if value.ndim and value.shape[0] == batch_size else common)(value)
-    if type(value) in (list, tuple) and len(value) == batch_size:
+    length = _length(value)
+    if length == batch_size:
         return each(value)
-    return _rebuilt(value, lambda item: assign(item, batch_size, each, common), common)
+    if length is not None and length > 1 and (length == batch_size * rows or not _has_items(value, batch_size)):
+        raise ValueError(
+            f"the solver's argument {name} has length {length}, the batch {batch_size}: give an item for each "
+            "instance, mark what is one for all with imle.solver.shared, or name the parts of a record in a dict"
+        )
+    at = ".{}" if hasattr(value, "_fields") else "[{!r}]"
+    return _rebuilt(
+        value, lambda key, item: assign(item, batch_size, each, common, name + at.format(key), rows), common
+    )
 
 
 def own(value: Any) -> Any:
@@ -89,21 +125,42 @@ def own(value: Any) -> Any:
         return value.detach().clone()
     if _is_array(value):
         return value.copy()
-    return _rebuilt(value, own, lambda item: item)
+    return _rebuilt(value, lambda _, item: own(item), lambda item: item)
 
 
-def _rebuilt(value: Any, inside: Callable[[Any], Any], leaf: Callable[[Any], Any]) -> Any:
-    """Return a list, tuple or dict with `inside` applied to its items, itself if they stay; of all else its `leaf`."""
-    named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
-    if named_tuple or type(value) in (list, tuple):
-        items = [inside(item) for item in value]
-        if all(new is old for new, old in zip(items, value)):
-            return value
-        return type(value)(*items) if named_tuple else type(value)(items)
-    if type(value) in (dict, OrderedDict):
-        named = type(value)((key, inside(item)) for key, item in value.items())
-        return value if all(named[key] is item for key, item in value.items()) else named
-    return leaf(value)
+def _length(value: Any) -> int | None:
+    """Return how many items a tensor, array, list or tuple has; None for all else, and for what has no dimension."""
+    if isinstance(value, Tensor) or _is_array(value):
+        return value.shape[0] if value.ndim else None
+    return len(value) if type(value) in (list, tuple) else None
+
+
+def _has_items(value: Any, batch_size: int) -> bool:
+    """Say whether something in a value, or itself, is of length B or marked as shared."""
+    if isinstance(value, Shared) or _length(value) == batch_size:
+        return True
+    return any(_has_items(item, batch_size) for _, item in _items(value))
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return keys and items of a list, tuple, named tuple or dict; of all else none."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value)
+    if type(value) in (list, tuple):
+        return enumerate(value)
+    return value.items() if type(value) in (dict, OrderedDict) else ()
+
+
+def _rebuilt(value: Any, inside: Callable[[Any, Any], Any], leaf: Callable[[Any], Any]) -> Any:
+    """Return a list, tuple or dict with `inside` of its keys and items, itself if they stay; of all else its `leaf`."""
+    items = {key: inside(key, item) for key, item in _items(value)}
+    if not items:
+        return leaf(value)
+    if all(items[key] is item for key, item in _items(value)):
+        return value
+    if isinstance(value, dict):
+        return type(value)(items)
+    return type(value)(*items.values()) if hasattr(value, "_fields") else type(value)(items.values())
 
 
 def sign_of(solver: Solver, args: tuple, kwargs: dict, minimises: bool | None = None) -> int:
@@ -197,7 +254,8 @@ class BoundSolver:
 
         Raises:
             TypeError: the solver's answer is no tensor or array of numbers.
-            ValueError: the solver's answer has another shape than its parameters.
+            ValueError: the solver's answer has another shape than its parameters, or an argument another length than
+                the batch (see `assign`).
             FloatingPointError: the answer holds NaN or infinite numbers; on an accelerator, where nothing may wait
                 for the host, they pass.
         """
@@ -205,8 +263,8 @@ class BoundSolver:
         if not parameters.shape[0]:
             return torch.zeros_like(theta)
         shape = tuple(parameters.shape)
-        args = [self._argument(value) for value in self.args]
-        kwargs = {name: self._argument(value) for name, value in self.kwargs.items()}
+        args = [self._argument(value, f"args[{i}]") for i, value in enumerate(self.args)]
+        kwargs = {name: self._argument(value, name) for name, value in self.kwargs.items()}
         z = _as_tensor(self.solver(parameters, *args, **kwargs))
         if tuple(z.shape) != shape:
             raise ValueError(f"solver returned {tuple(z.shape)} for parameters {shape}")
@@ -226,13 +284,18 @@ class BoundSolver:
         self._skips.append(unsolved.view(self.batch_size, -1).any(dim=1))
         return z.masked_fill(unsolved, 0.0)
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: Any, name: str) -> Any:
         """Return an argument as the solver gets it."""
-        return assign(value, self.batch_size, self._repeat, self._common)
+        rows = self.rows if self._deals_out else 1
+        return assign(value, self.batch_size, self._repeat, self._common, name, rows)
+
+    @property
+    def _deals_out(self) -> bool:
+        """Whether the solver deals its arguments out to instances, and must be told what is shared, too."""
+        return getattr(self.solver, "takes_shared", False)
 
     def _common(self, value: Any) -> Any:
-        # a solver that deals its arguments out to instances must be told, too
-        return value if isinstance(value, Shared) and getattr(self.solver, "takes_shared", False) else own(value)
+        return value if isinstance(value, Shared) and self._deals_out else own(value)
 
     def _repeat(self, value: Any) -> Any:
         """Return what has B items with B*R, those of one instance side by side, in memory of their own."""

@@ -6,8 +6,12 @@ import signal
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("fast", derandomize=True, max_examples=25, deadline=None)
+hypothesis.settings.load_profile("fast")
 
 # A shell that runs the tests in its background, or nohup, has these ignored; what tests start is to hear them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -112,7 +112,7 @@ def test_further_arguments_are_dealt_out_where_their_first_dimension_is_the_batc
         return theta
 
     theta, rows, table = torch.zeros(3, 2), torch.arange(6).view(3, 2), torch.ones(4, 3)
-    solver(theta, rows, table, sizes=np.array([7, 8, 9]), word="abc")
+    solver(theta, rows, shared(table), sizes=np.array([7, 8, 9]), word="abc")
     assert [list(row) for row, *_ in seen] == [[0, 1], [2, 3], [4, 5]]
     assert all(isinstance(row, torch.Tensor) == (instance == "torch") for row, *_ in seen)
     assert all(torch.equal(item, table) for _, item, *_ in seen)
@@ -146,15 +146,15 @@ def test_a_lifted_solver_may_write_on_all_its_arguments_and_the_callers_stay_as_
     owner, leaf = fives(3, 2), fives(3, 2).requires_grad_()
     arguments = [
         *(fives(3, 2), fives(3, 2).numpy(), owner.numpy(), fives(6, 4)[::2, ::2]),  # a row to each instance
-        *(fives(4), fives(4).numpy(), fives(4, 4)[1:].mT, leaf * 1),  # the same to each instance
-        *([fives(3, 2), fives(4).numpy()], (fives(3, 2),), {"a": fives(3, 2), "b": fives(4)}),
+        *map(shared, (fives(4), fives(4).numpy(), fives(4, 4)[1:].mT, leaf * 1)),  # the same to each instance
+        *([fives(3, 2), shared(fives(4).numpy())], (fives(3, 2),), {"a": fives(3, 2), "b": shared(fives(4))}),
     ]
     theta = torch.zeros(3, 2)
     solver = batched(scribble_on_everything, instance=instance, **POOLS[pool])
-    assert torch.equal(solver(theta, *arguments, table=fives(2, 2), rows=fives(3)[:, None]), torch.ones(3, 2))
+    assert torch.equal(solver(theta, *arguments, table=shared(fives(2, 2)), rows=fives(3)[:, None]), torch.ones(3, 2))
     assert torch.equal(theta, torch.zeros(3, 2))
     flat = [item for value in arguments for item in (value if isinstance(value, list | tuple) else [value])]
-    flat = [item["a"] if isinstance(item, dict) else item for item in flat]
+    flat = [item["a"] if isinstance(item, dict) else getattr(item, "value", item) for item in flat]
     assert all((item == 5).all() for item in flat) and (owner == 5).all() and (leaf == 5).all()
 
 
@@ -279,11 +279,11 @@ def test_a_process_pool_needs_a_solver_that_can_be_imported():
 def test_processes_solve_fail_and_die_in_the_open():
     theta = torch.randn(9, 4, dtype=torch.float64)
     assert torch.equal(decorated(theta, 2.0), 2 * select_k(theta, 1))
-    first, second = (decorated(theta, scale) for scale in (torch.arange(9.0), np.ones(4)))
+    first, second = (decorated(theta, scale) for scale in (torch.arange(9.0), shared(np.ones(4))))
     assert torch.equal(first, torch.arange(9.0)[:, None] * select_k(theta, 1))
     assert torch.equal(second, select_k(theta, 1))
     with pytest.raises(RuntimeError, match="instance 0: ValueError"):
-        decorated(theta, np.ones(3))
+        decorated(theta, shared(np.ones(3)))
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ def test_each_instance_gets_its_own_item_of_lists_tuples_and_dicts(workers):
         seen.append((int(theta[0]), problem.name, columns, word))
         return theta
 
-    columns = {"sizes": (7, 8, 9), "costs": torch.arange(6).view(3, 2), "limit": 4, "pair": [1, 2]}
+    columns = {"sizes": (7, 8, 9), "costs": torch.arange(6).view(3, 2), "limit": 4, "pair": shared([1, 2])}
     solver(torch.arange(3.0)[:, None], [Problem(name) for name in "abc"], columns=columns, word="xyz")
     for i, name, columns, word in sorted(seen, key=lambda item: item[0]):
         assert (name, word) == ("abc"[i], "xyz")

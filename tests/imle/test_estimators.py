@@ -21,6 +21,7 @@ from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution
 from imle.perturb_and_map import PerturbAndMAP
 from imle.perturbed import perturbed
 from imle.sfe import score_function_loss, sfe
+from imle.solver import shared
 from imle.solvers import batched, select_k, spanning_tree
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
@@ -226,7 +227,7 @@ def test_evaluation_passes_further_arguments_and_keeps_theta():
     theta = torch.randn(4, 5).double().mT  # not contiguous
     expected = select_k(theta, 2, mask=torch.ones(4, dtype=torch.bool))
     before = theta.clone()
-    assert torch.equal(layer(theta, 2, mask=torch.ones(4, dtype=torch.bool)), expected)
+    assert torch.equal(layer(theta, 2, mask=shared(torch.ones(4, dtype=torch.bool))), expected)
     assert torch.equal(theta, before)
 
 
@@ -287,7 +288,7 @@ def test_extra_arguments_are_repeated_to_match_the_rows(name, spelling, nb_sampl
         theta,
         tags,
         matrix,
-        torch.zeros(7, 2),
+        shared(torch.zeros(7, 2)),
         nb_samples=nb_samples,
         array=array,
         scalar=torch.tensor(1.0),

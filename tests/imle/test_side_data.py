@@ -1,12 +1,16 @@
 """What reaches a solver beside theta, and instances that it leaves out."""
 
 import copy
+import functools
+import re
 from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 
 from imle.aimle import aimle
 from imle.fenchel_young import FenchelYoungLoss
@@ -15,8 +19,8 @@ from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution
 from imle.perturbed import perturbed
 from imle.sfe import score_function_loss, sfe
-from imle.solver import shared
-from imle.solvers import select_k
+from imle.solver import Shared, assign, shared
+from imle.solvers import batched, binary_programme, knapsack, select_k
 from imle.spo_plus import SPOPlusLoss
 from imle.ste import ste
 from imle.target import AdaptiveTargetDistribution
@@ -69,13 +73,13 @@ class Graphs(NamedTuple):
 
 @pytest.mark.parametrize("kind", [Graphs, lambda *items: OrderedDict(zip(Graphs._fields, items))])
 def test_named_tuples_and_ordered_dicts_are_repeated_item_by_item(kind):
-    weights, tolerances = torch.arange(3.0, requires_grad=True), torch.zeros(2)  # B is 3, and so many items there are
-    argument = kind(weights, tolerances, "few")
+    weights, tolerances = torch.arange(3.0, requires_grad=True), torch.zeros(3)  # B is 3, and so many items there are
+    argument = kind(weights, shared(tolerances), "few")
     for seen in given(argument):
         assert type(seen) is type(argument)
         fields = seen if kind is Graphs else list(seen.values())
         assert fields[0].tolist() == [0, 0, 1, 1, 2, 2] and not fields[0].requires_grad
-        assert fields[1].tolist() == [0, 0] and fields[1] is not tolerances and fields[2] == "few"
+        assert fields[1].tolist() == [0, 0, 0] and fields[1] is not tolerances and fields[2] == "few"
 
 
 def test_a_dict_of_columns_is_repeated_column_by_column():
@@ -87,7 +91,7 @@ def test_a_dict_of_columns_is_repeated_column_by_column():
 
 
 def test_tensors_within_a_tuple_of_another_length_are_repeated():
-    for first, second in given((torch.arange(3), torch.arange(4))):
+    for first, second in given((torch.arange(3), shared(torch.arange(4)))):
         assert (first.tolist(), second.tolist()) == ([0, 0, 1, 1, 2, 2], [0, 1, 2, 3])
 
 
@@ -96,6 +100,153 @@ def test_what_is_shared_is_passed_as_it_is():
     assert all(seen["a"].tolist() == [0, 1, 2] for seen in given({"a": shared(torch.arange(3))}))
     problems = [Problem(name) for name in "abc"]
     assert all(seen is problems for seen in given(shared(problems)))
+
+
+# Lengths: what belongs to no instance of the batch says so, or is an error
+
+MISFITS = {  # at B = 3: where it is, its length
+    "a list": ([1, 2], "", 2),
+    "objects": ([Problem("a"), Problem("b")], "", 2),
+    "words": (("x", "y", "z", "u"), "", 4),
+    "a tensor": (torch.zeros(2, 4), "", 2),
+    "a parameter": (torch.nn.Parameter(torch.zeros(7, 2)), "", 7),
+    "no numbers, but two rows of them": (torch.zeros(2, 0), "", 2),
+    "an array": (np.zeros((4, 3)), "", 4),
+    "instances of another batch, of different sizes": ([np.zeros(5), np.zeros(4)], "", 2),
+    "dicts of another batch": ([{"size": 1}, {"size": 2}], "", 2),
+    "a mask in a dict": ({"k": 2, "mask": torch.ones(N)}, "['mask']", 5),
+    "in a named tuple": (Graphs(torch.zeros(3), torch.zeros(2), "few"), ".tolerances", 2),
+    "beside what has an item for each": ((torch.zeros(3), {"a": [[1, 2]]}), "[1]['a'][0]", 2),
+    "in a list of one": ([torch.zeros(2)], "[0]", 2),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+@pytest.mark.parametrize("lifted", [False, True])
+def test_what_has_another_length_than_the_batch_is_an_error_that_names_it(name, lifted):
+    argument, at, length = MISFITS[name]
+    solver = ste(lambda theta, *_, **__: select_k(theta, 2))
+    if lifted:
+        solver = batched(lambda theta, *_, **__: theta)
+    says = "has length {}, the batch 3: .*imle.solver.shared".format
+    where = "value" if lifted else "args[1]"
+    with pytest.raises(ValueError, match=re.escape(f"argument {where}{at} ") + says(length)):
+        solver(torch.randn(B, N), 1, argument)
+    where = "value" if lifted else "edges"
+    with pytest.raises(ValueError, match=re.escape(f"argument {where}{at} ") + says(length)):
+        solver(torch.randn(B, N), edges=argument)
+    solver(torch.randn(B, N), shared(argument))
+    solver(torch.randn(length, N), argument) if not at else None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "argument",
+    [4, "word", None, np.float64(2), torch.tensor(2.0), np.array(2.0), [], (), {}, torch.zeros(0), torch.zeros(0, 4),
+     {"tolerance": 0.1, "name": "exact", "limits": {}}, {1, 2, 3, 4}, range(4), Problem("a"), torch.Size([4, 4])],
+    ids=lambda argument: type(argument).__name__,
+)  # fmt: skip
+def test_what_has_no_length_is_one_for_all(batch, argument):
+    def solver(theta, given):
+        assert given is argument or torch.equal(torch.as_tensor(given), torch.as_tensor(argument))
+        return theta
+
+    ste(solver)(torch.randn(batch, N), argument)
+    ste(batched(solver, instance="torch"))(torch.randn(batch, N), argument)
+
+
+@pytest.mark.parametrize(
+    "argument", [[7], (7,), torch.full((1, 2), 7.0), np.full(1, 7)], ids=lambda it: type(it).__name__
+)
+def test_what_has_length_one_is_one_for_all_and_in_a_batch_of_one_the_instances(argument):
+    assert all(len(seen) == 1 for seen in given(argument))
+    lengths = []
+
+    @ste(nb_samples=S, noise_distribution=GumbelNoiseDistribution())
+    def solver(theta, argument):
+        lengths.append(len(argument))
+        return theta
+
+    solver(torch.randn(1, N), argument)
+    assert lengths == [S]
+
+
+def test_in_a_batch_of_one_all_that_is_longer_is_marked():
+    solver = ste(lambda theta, mask: select_k(theta, 2, mask))
+    mask = torch.ones(N, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"args\[0\] has length 5, the batch 1: .*shared"):
+        solver(torch.randn(1, N), mask)
+    assert solver(torch.randn(1, N), shared(mask)).sum() == solver(torch.randn(1, N), mask[None]).sum() == 2
+
+
+def test_an_empty_batch_asks_nothing_of_its_arguments():
+    for solver in (select_k, batched(lambda theta, *_: theta)):
+        assert ste(solver)(torch.randn(0, N), [1, 2]).shape == (0, N)
+
+
+def test_matrices_that_all_instances_share_are_marked_or_bound():
+    theta, matrix, bound = torch.randn(B, N), torch.ones(2, N), torch.tensor([2.0, 3.0])
+    with pytest.raises(ValueError, match=r"args\[0\] has length 2, .*shared"):
+        ste(binary_programme)(theta, matrix, bound)
+    z = ste(binary_programme)(theta, shared(matrix), b_ub=shared(bound))
+    assert torch.equal(z, ste(functools.partial(binary_programme, A_ub=matrix, b_ub=bound))(theta))
+    weights = torch.arange(1, N + 1)
+    with pytest.raises(ValueError, match=r"weights has length 5, .*shared"):
+        ste(knapsack)(theta, weights=weights, capacity=6)
+    assert torch.equal(ste(knapsack)(theta, shared(weights), 6), knapsack(theta, weights, 6))
+
+
+def test_a_pair_of_columns_that_would_be_dealt_out_as_two_instances_is_an_error():
+    noise = GumbelNoiseDistribution()
+    lifted = ste(batched(lambda theta, *_, **__: theta), nb_samples=2, noise_distribution=noise)
+    plain = ste(lambda theta, pair: theta * len(pair[0]), nb_samples=2, noise_distribution=noise)
+    theta, columns = torch.randn(1, N), (torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match=r"args\[0\] has length 2, the batch 1: .* dict"):
+        lifted(theta, columns)
+    lifted(theta, dict(zip("ab", columns))), plain(theta, columns)
+
+
+SIZED = st.integers(0, 5).flatmap(
+    lambda n: st.sampled_from([torch.zeros(n, 2), np.zeros(n), [Problem("a")] * n, (0.5,) * n])
+)
+PLAIN = st.sampled_from([1, "word", None, torch.tensor(1.0)])
+ARGUMENTS = st.recursive(
+    SIZED | PLAIN | st.builds(shared, SIZED),
+    lambda inside: (
+        st.lists(inside, max_size=4)
+        | st.lists(inside, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from("ab"), inside)
+        | st.builds(Graphs, inside, inside, st.just("few"))
+    ),
+    max_leaves=6,
+)
+EACH = object()
+
+
+def unsaid(value):
+    """Say whether a value holds something longer than 1 in which nothing was dealt out or marked."""
+    if isinstance(value, (dict, Graphs)):
+        return any(map(unsaid, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, (list, tuple)):
+        return any(map(unsaid, value)) or (len(value) > 1 and not any(map(says, value)))
+    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0 and len(value) > 1
+
+
+def says(value):
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return value is EACH or isinstance(value, Shared) or any(map(says, inside))
+
+
+@given_by(st.integers(1, 4), ARGUMENTS)
+def test_nothing_of_another_length_gets_past_unmarked_and_an_error_says_where_it_is(batch, argument):
+    try:
+        left = assign(argument, batch, lambda value: EACH, lambda value: value, "argument")
+    except ValueError as error:
+        at, length = re.search(r"argument (argument.*?) has length (\d+), ", str(error)).groups()
+        assert len(eval(at, {"argument": argument})) == int(length) not in (0, 1, batch)
+    else:
+        assert not unsaid(left)
+    assert assign({"a": shared(argument)}, batch, repr, lambda value: EACH) == {"a": EACH}
 
 
 def test_a_cache_reaches_the_solver_as_the_very_dict():
@@ -111,8 +262,8 @@ def test_a_cache_reaches_the_solver_as_the_very_dict():
 
 
 def test_a_solver_that_writes_on_its_arguments_leaves_the_callers_alone():
-    inside = torch.ones(4)
-    columns = {"nested": [inside, np.ones(4)]}
+    inside = torch.ones(B)
+    columns = {"nested": [inside, shared(np.ones(4))]}
 
     @ste(nb_samples=S)
     def solver(theta, columns):
@@ -121,7 +272,7 @@ def test_a_solver_that_writes_on_its_arguments_leaves_the_callers_alone():
         return select_k(theta, 2)
 
     solver(torch.randn(B, N), columns)
-    assert inside.sum() == 4 and columns["nested"][1].sum() == 4
+    assert inside.sum() == B and columns["nested"][1].value.sum() == 4
 
 
 def test_one_object_per_instance_reaches_it_under_every_estimator_and_through_a_layer():
