@@ -53,6 +53,7 @@ class GradientReport:
         beta: of the target distribution.
         reference: how the reference was made, with its relative standard error.
         verdict: what follows, in a sentence.
+        note: what is odd about the solutions themselves, if anything is.
         errors: standard errors, by the name.
     """
 
@@ -67,6 +68,7 @@ class GradientReport:
     beta: float
     reference: str
     verdict: str
+    note: str = ""
     errors: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -86,7 +88,8 @@ class GradientReport:
         ]
         known = [(name, value, meaning) for name, value, meaning in rows if not value.startswith("nan")]
         lines = [f"{name:<16} {value:>16}   {meaning}" for name, value, meaning in known]
-        return "\n".join([*lines, f"reference: {self.reference}", f"verdict: {self.verdict}"])
+        lines += [f"reference: {self.reference}", f"verdict: {self.verdict}"]
+        return "\n".join([*lines, f"note: {self.note}"] if self.note else lines)
 
 
 def gradient_report(
@@ -103,8 +106,8 @@ def gradient_report(
     """Compare an estimator's gradients with central differences of the expected loss.
 
     The gradients are those of the whole batch, with the target distribution in its present state. Neither that state
-    nor torch's random state moves. The solver is called 40 times with `B * nb_reference / 20` rows for the reference,
-    and as often as `nb_repeats` forward and backward passes call it.
+    nor torch's random state moves. The solver is called 41 times with `B * nb_reference / 20` rows, 40 of them for the
+    reference, and as often as `nb_repeats` forward and backward passes call it.
 
     Args:
         layer: a decorated solver, or a `MAPLayer`.
@@ -148,6 +151,7 @@ def gradient_report(
         gradients = [_gradient(estimator, solver, theta, loss, args, kwargs, sizes) for _ in range(nb_repeats)]
         solve = estimator.bind(solver, theta, nb_reference // _BATCHES, args, kwargs)
         differences = [_difference(estimator, solve, theta, loss, step) for _ in range(_BATCHES)]
+        note = _note(estimator, solve, theta)
     g = _rows(gradients)
     units = _unit(g)
     return GradientReport(
@@ -158,6 +162,7 @@ def gradient_report(
         entries=theta[0].numel(),
         perturbation_size=sum(sizes) / len(sizes) if sizes else math.nan,
         beta=float(getattr(getattr(estimator, "target_distribution", None), "beta", math.nan)),
+        note=note,
     )
 
 
@@ -194,9 +199,8 @@ def _difference(
     estimator: Any, solve: BoundSolver, theta: Tensor, loss: Loss, step: float | None
 ) -> tuple[Tensor, float] | None:
     """Return an estimate `[B, ...]` of the gradient of the expected loss, and its step; None without noise."""
-    base, eps = theta.repeat_interleave(solve.rows, dim=0), None
-    if estimator.noise_distribution is not None and estimator.tau > 0:
-        eps = solve.sign * draw(estimator.noise_distribution, (len(base), 1, *theta.shape[1:]), like=theta)
+    base, eps = theta.repeat_interleave(solve.rows, dim=0), _noise(estimator, solve, theta)
+    if eps is not None:
         if step is None and (getattr(estimator, "multiplicative", False) or getattr(estimator, "projection", None)):
             raise ValueError("name a step: this noise is not in units of theta, so its size says nothing of the step's")
         step = step or estimator.tau * eps.std().item() / 8
@@ -211,6 +215,41 @@ def _difference(
     # (loss(theta + h xi) - loss(theta - h xi)) / 2h  xi
     rise = beside((losses(step) - losses(-step)) / (2 * step), theta)
     return (rise * xi).unflatten(0, (len(theta), solve.rows)).mean(dim=1), step
+
+
+def _noise(estimator: Any, solve: BoundSolver, theta: Tensor) -> Tensor | None:
+    """Return eps `[B*R, 1, ...]` as it is added; None without noise."""
+    if estimator.noise_distribution is None or not estimator.tau > 0:
+        return None
+    shape = (len(theta) * solve.rows, 1, *theta.shape[1:])
+    return solve.sign * draw(estimator.noise_distribution, shape, like=theta)
+
+
+@torch.no_grad()
+def _note(estimator: Any, solve: BoundSolver, theta: Tensor) -> str:
+    """Return a sentence if the solutions look like orders, `argsort` of theta; else nothing."""
+    base = theta.repeat_interleave(solve.rows, dim=0)
+    x = estimator.perturb(base, _noise(estimator, solve, theta), solve.sign)[:, 0]
+    z = solve(x.clone().unflatten(0, (len(theta), solve.rows))).flatten(0, 1).cpu().double()
+    x = x.cpu().unique(return_inverse=True)[1].double()  # how they are ordered: whole numbers, of infinities too
+    for dim in range(1, z.dim()):
+        if _are_orders(z.transpose(dim, -1), x.transpose(dim, -1)):
+            first, last = int(z.min()), int(z.max())
+            return (
+                f"a solution looks like labels {first}..{last}, not like a score's weights: ranks are fine, an order "
+                "(argsort, a tour of cities) is not; answer what it takes, such as its edges"
+            )
+    return ""
+
+
+def _are_orders(z: Tensor, x: Tensor) -> bool:
+    """Say whether all z `[..., N]` are permutations of N >= 3 consecutive numbers, and not ranks of parameters x."""
+    there, numbers = z.sort(dim=-1).values, torch.arange(z.shape[-1], device=z.device)
+    if len(numbers) < 3 or not torch.equal(there - z.min(), numbers.to(z).expand_as(z)):
+        return False
+    # ranks are the permutation of largest, or of least, <z, theta>
+    score, up = (z * x).sum(dim=-1), x.sort(dim=-1).values
+    return not any(torch.equal(score, (there * best).sum(dim=-1)) for best in (up, up.flip(-1)))
 
 
 def _losses(loss: Loss, z: Tensor) -> Tensor:

@@ -262,6 +262,10 @@ def test_the_examples_of_solvers_of_ones_own_run():
     assert not (z * (torch.arange(5) >= lengths[:, None]).repeat_interleave(2, dim=0)).any()
     assert names["warm"].shape == (6, 5)
     costs = torch.rand(2, 4, 4, requires_grad=True)
+    edges, least = names["tour_edges"](costs), names["best_tour"](costs[1].detach().numpy())
+    assert (edges.sum(1) == 1).all() and (edges.sum(2) == 1).all() and sorted(least) == [0, 1, 2, 3]
+    edges.square().sum().backward()
+    assert costs.grad.any()
     assert torch.equal(names["cheapest"](costs)[:, 0, 0], torch.ones(2))
     with pytest.warns(UserWarning, match="infeasible"):
         answer = names["aimle"](names["careful"], noise_distribution=None)(torch.tensor([[1.0, -2.0], [2.0, -1.0]]))

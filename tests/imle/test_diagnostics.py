@@ -14,7 +14,7 @@ from imle.layers import MAPLayer
 from imle.noise import GumbelNoiseDistribution
 from imle.perturbed import perturbed
 from imle.sfe import sfe
-from imle.solvers import select_k
+from imle.solvers import ranking, select_k
 from imle.ste import STE, ste
 from imle.structures import positive
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
@@ -255,6 +255,40 @@ def test_a_report_without_a_beta_names_none():
     theta, loss = linear_problem()
     text = str(gradient_report(aimle(largest), theta, loss, nb_repeats=3, nb_reference=40))
     assert "lambda" in text and "beta" not in text and "nan" not in text
+
+
+ORDERS = {
+    "argsort": lambda theta: theta.argsort(1),
+    "a tour that ends where the highest score is, from 1 on": lambda theta: theta.argsort(1, descending=True) + 1,
+    "columns of orders": lambda theta: theta.argsort(1),
+    "labels of the same order whatever theta is": lambda theta: torch.arange(theta.shape[1]).expand_as(theta),
+}
+WEIGHTS = {
+    "ranks from 0": lambda theta: theta.argsort(1).argsort(1),
+    "ranks from 1": ranking,
+    "places in a list, which minimise": lambda theta: ranking(theta, descending=True),
+    "one of three, and what is left": lambda theta: select_k(theta, 1) - 1,
+    "numbers that repeat": lambda theta: theta.argsort(1).argsort(1) // 2,
+}
+
+
+@pytest.mark.parametrize("noise", [GUMBEL, None])
+@pytest.mark.parametrize("name", [*ORDERS, *WEIGHTS])
+def test_solutions_that_are_orders_are_noted_and_ranks_are_not(name, noise):
+    theta, loss = linear_problem(10, 5)
+    if "columns" in name:
+        theta, loss = torch.randn(2, 5, 3), lambda z: z[:, 0, 0]
+    layer = ste({**ORDERS, **WEIGHTS}[name], noise_distribution=noise)
+    report = gradient_report(layer, theta, loss, nb_repeats=3, nb_reference=40)
+    assert ("note: a solution looks like labels" in str(report)) == bool(report.note) == (name in ORDERS)
+
+
+def test_neither_ties_nor_infinities_make_an_order_of_ranks():
+    for solver in (ranking, lambda theta: ranking(theta, descending=True)):
+        assert not gradient_report(ste(solver), torch.zeros(4, 5), lambda z: z[:, 0], nb_repeats=3).note
+    masked = torch.randn(4, 6).masked_fill(torch.tensor([0, 1, 0, 0, 1, 0]).bool(), -math.inf)
+    assert not gradient_report(ste(ranking), masked, lambda z: z[:, 0], nb_repeats=3).note
+    assert gradient_report(ste(lambda theta: theta.argsort(1)), masked, lambda z: z[:, 0], nb_repeats=3).note
 
 
 def test_wrong_input_is_refused():
