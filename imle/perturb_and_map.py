@@ -364,8 +364,9 @@ class _PerturbAndMAP(ReverseMode):
                 "torch.autograd's own vmap, as in jacobian(vectorize=True), cannot call a solver: use torch.func.jacrev"
             )
         with torch.no_grad():
+            before = {name: None if tensor is None else tensor.clone() for name, tensor in ctx.state.items()}
             g = ctx.estimator.pull_back(ctx.solver.given(tensors), theta, noise, z, dy, ctx.take_note, ctx.state)
-            ctx.take_note = False
+            ctx.take_note, ctx.state = False, before  # a second pass reads what this one read, and moves nothing
         if torch.is_grad_enabled():  # create_graph=True
             g = _OnceDifferentiable.apply(g, theta, dy)
         return g, *(None,) * (len(ctx.needs_input_grad) - 1)

@@ -80,7 +80,7 @@ class BaseTargetDistribution(nn.Module, ABC):
         return
 
     def pass_over(self) -> None:
-        """Take note of a backward pass that may not move the state: one of a Jacobian, or of `torch.func`."""
+        """Take note of a backward pass that may not move the state: one of `torch.func`, or a second one."""
         return
 
     def finite_everywhere(self, dy: Tensor) -> Tensor | None:
@@ -140,12 +140,13 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
         N <- 0.9 N + 0.1 n;   u <- mu u + (eta if N < c else -eta);   beta <- max(beta + u, 0)
 
-    A pass whose dy is zero or not finite leaves this state alone, and so do `eval()`, `torch.func` and Jacobians, which
-    are many backward passes in one. A theta of zeros has no scale: lambda and the gradient are zero there, so begin
-    with small random numbers. Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing
-    in ||theta||. The state is one buffer of three numbers in float64: it is in `state_dict()`, moves with `.to()`,
-    follows theta to its device by itself, and no cast of the model rounds it. One target under two solvers is one
-    state. `beta` and `grad_norm` (N) may be set by hand.
+    A pass whose dy is zero or not finite leaves this state alone, and so do `eval()` and what `torch.func` transforms.
+    Of several backward passes through one forward pass, as `torch.autograd.functional.jacobian` takes, the first moves
+    it. A theta of zeros has no scale: lambda and the gradient are zero there, so begin with small random numbers. Masks
+    (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in ||theta||. The state is one
+    buffer of three numbers in float64: it is in `state_dict()`, moves with `.to()`, follows theta to its device by
+    itself, and no cast of the model rounds it. One target under two solvers is one state. `beta` and `grad_norm` (N)
+    may be set by hand.
 
     Args:
         initial_alpha: how much of theta stays in theta'.
@@ -282,8 +283,8 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         if not self._warned and host_may_wait(self._state) and self.beta == 0:
             self._warned = True
             warnings.warn(
-                "beta is 0, so the gradient is zero, and neither torch.func nor a Jacobian moves beta: take gradients "
-                "by .backward() until it has grown, or begin with AdaptiveTargetDistribution(initial_beta=0.5)",
+                "beta is 0, so the gradient is zero, and torch.func does not move beta: take gradients by .backward() "
+                "until it has grown, or begin with AdaptiveTargetDistribution(initial_beta=0.5)",
                 stacklevel=2,
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -43,16 +44,16 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
         TypeError: they are no whole numbers.
     """
     try:
-        numbers = torch.as_tensor(numbers).detach()
+        whole = isinstance(numbers, Integral) and not isinstance(numbers, bool)  # numpy's among them
+        numbers = torch.as_tensor(int(numbers) if whole else numbers).detach()
     except (OverflowError, RuntimeError, ValueError) as error:  # Python's numbers have no end
         raise ValueError(f"{name} must be an array of numbers up to 2^63 - 1: {error}") from error
-    if numbers.dtype == torch.uint64:  # which has no arithmetic; what is beyond int64 comes out negative
-        numbers = numbers.view(torch.int64)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise TypeError(
             f"{name} must be whole numbers, not {numbers.dtype}; multiply decimal weights and the capacity by a power "
             "of ten and round them"
         )
+    numbers = numbers.long()  # what of uint64 is beyond it comes out negative
     if tuple(numbers.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name} must be {expected}; its shape is {list(numbers.shape)}")
@@ -60,7 +61,7 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
         per_row = len(shapes) > 1 and numbers.dim() == len(shapes[-1])
         where = f" in {_numerics.name_rows((numbers < 0).view(len(numbers), -1))}" if per_row else ""
         raise ValueError(f"{name} must be from 0 to 2^63 - 1{where}; the least is {int(numbers.min())}")
-    return numbers.long()
+    return numbers
 
 
 def broken_rows(name: str, parameters: Tensor, liked: float) -> Tensor | None:

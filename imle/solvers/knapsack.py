@@ -52,7 +52,7 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
     values = values.detach()
     batch, length = values.shape
     weights = whole_numbers("weights", weights, ((length,), (batch, length)))
-    capacity = whole_numbers("capacity", torch.as_tensor(capacity).cpu(), ((), (batch,)))
+    capacity = whole_numbers("capacity", capacity.cpu() if isinstance(capacity, Tensor) else capacity, ((), (batch,)))
     broken = broken_rows("values", values, torch.inf)
 
     largest = int(capacity.max()) if capacity.numel() else 0

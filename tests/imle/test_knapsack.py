@@ -102,12 +102,17 @@ def test_a_knapsack_is_refused_for_what_it_cannot_answer():
         knapsack(values, [1] * 5, 3)
     with pytest.raises(ValueError, match=r"capacity must be \[\] or \[3\]; its shape is \[2\]"):
         knapsack(values, [1] * 4, [3, 3])
-    with pytest.raises(ValueError, match="capacity must not be negative in row 1; the least is -2"):
+    with pytest.raises(ValueError, match=r"capacity must be from 0 to 2\^63 - 1 in row 1; the least is -2"):
         knapsack(values, [1] * 4, torch.tensor([3, -2, 0]))
-    with pytest.raises(ValueError, match="capacity must not be negative; the least is -1"):
+    with pytest.raises(ValueError, match=r"capacity must be from 0 to 2\^63 - 1; the least is -1"):
         knapsack(values, [1] * 4, -1)
-    with pytest.raises(ValueError, match="weights must not be negative in row 2; the least is -3"):
+    with pytest.raises(ValueError, match=r"weights must be from 0 to 2\^63 - 1 in row 2; the least is -3"):
         knapsack(values, torch.tensor([[1] * 4, [1] * 4, [1, 1, -3, 1]]), 3)
+    for beyond in ([1, 1, 1, 2**63], np.array([1, 1, 1, 2**63], dtype=np.uint64)):
+        with pytest.raises(ValueError, match=r"2\^63 - 1"):
+            knapsack(values, beyond, 3)
+    with pytest.raises(ValueError, match="divide weights and capacity by a common factor"):
+        knapsack(values, [2**40] * 4, 2**62)
     with pytest.raises(ValueError, match=r"values must be \[B, N\]"):
         knapsack(torch.zeros(4), [1] * 4, 3)
     values[1, 1] = math.inf
@@ -119,3 +124,24 @@ def test_a_knapsack_of_one_each_is_a_choice_of_the_best_k():
     values = torch.randn(40, 9, dtype=torch.float64)
     assert torch.equal(knapsack(values, [2] * 9, 7), select_k(values, 3) * (values > 0))
     assert torch.equal(map_state(values, all_binary_vectors(9)), knapsack(values, [0] * 9, 0))
+
+
+@pytest.mark.parametrize("never", [11, 2**31, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("how_many", [1, 2, 4])
+def test_an_item_that_weighs_more_than_all_is_never_taken(never, how_many):
+    values = torch.randn(30, 7, dtype=torch.float64)
+    weights = [4, 3, 2] + [never] * how_many + [1] * (4 - how_many)
+    expected = knapsack(values.masked_fill(torch.tensor(weights) == never, -1.0), [min(w, 1 + 10) for w in weights], 10)
+    assert torch.equal(knapsack(values, weights, 10), expected)
+    assert torch.equal(knapsack(values, torch.tensor([weights] * 30), 10), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint32, np.uint64, np.int64])
+def test_weights_may_be_of_any_kind_of_whole_numbers(dtype):
+    values, weights = torch.randn(10, 6, dtype=torch.float64), np.array([100, 90, 80, 70, 60, 50], dtype=dtype)
+    assert torch.equal(knapsack(values, weights, dtype(120)), knapsack(values, weights.tolist(), 120))
+    assert torch.equal(knapsack(values, weights, 10**6), (values > 0).to(values))
+
+
+def test_values_at_the_end_of_their_range_do_not_become_equal():
+    assert knapsack(torch.tensor([[2e38, 3e38, 1e38]]), [1, 1, 1], 1).tolist() == [[0.0, 1.0, 0.0]]

@@ -29,7 +29,6 @@ from imle.ste import ste
 from imle.target import TargetDistribution
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
-CYCLE = [[0, 1, 2, 0, 3], [1, 2, 0, 3, 2]]
 SOLVERS = {  # solver, shape of an instance, whether it minimises, whether it looks at numbers on an accelerator
     "arborescence": (arborescence, (5, 5), False, False),
     "assignment": (assignment, (4, 4), False, True),
@@ -47,14 +46,8 @@ SOLVERS = {  # solver, shape of an instance, whether it minimises, whether it lo
     "select_k": (functools.partial(select_k, k=2), (6,), False, False),
     "shortest_path": (shortest_path, (4, 4), True, False),
     "shortest_path_arcs": (
-        functools.partial(shortest_path_arcs, arcs=grid_arcs(3, 3), source=0, target=8),
+        functools.partial(shortest_path_arcs, arcs=grid_arcs(3, 3).tolist(), source=0, target=8),
         (12,),
-        True,
-        False,
-    ),
-    "shortest_path_arcs, cycles": (
-        functools.partial(shortest_path_arcs, arcs=CYCLE, source=0, target=2, negative_as_zero=True),
-        (5,),
         True,
         False,
     ),

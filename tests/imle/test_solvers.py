@@ -552,16 +552,38 @@ def test_a_negative_cost_counts_as_zero():
     assert_paths(z, 8)
 
 
-def test_cells_of_infinite_cost_are_entered_only_where_there_is_no_other_way():
-    costs = torch.ones(3, 4, 5)
+def test_cells_of_infinite_cost_are_never_entered():
+    costs = torch.rand(3, 4, 5)
     costs[0, :3, 2] = math.inf
-    costs[1, :, 2] = math.inf
-    costs[2] = math.inf
-    costs[0, 0, 2] = math.nan
+    costs[1, 0, 2] = math.nan
+    costs[2, 0, 0] = costs[2, -1, -1] = math.inf  # on every path, so they say nothing
     z = shortest_path(costs)
     assert_paths(z, 8)
-    assert z[:, :, 2].sum(dim=1).tolist() == [1, 1, 1]
-    assert z[0, 3, 2] == 1
+    assert not (z.bool() & costs.isfinite().logical_not())[:2].any()
+    assert torch.equal(z[2], shortest_path(costs[2:].nan_to_num(posinf=0.0))[0])
+
+
+def test_finite_costs_count_beside_an_infinite_start():
+    costs = torch.tensor([[[math.inf, 5, 5, 1], [1, 1, 5, 1], [9, 1, 1, 1]]])
+    expected = torch.tensor([[[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]]])
+    assert torch.equal(shortest_path(costs, neighbours=4), expected)
+
+
+def test_a_grid_that_walls_cut_in_two_is_named(no_waiting):
+    costs = torch.ones(3, 4, 5)
+    costs[1, :, 2] = math.inf
+    with pytest.raises(ValueError, match="cells of cost inf leave no path in row 1"):
+        shortest_path(costs)
+    no_waiting()
+    z = shortest_path(costs)
+    assert z[1].isnan().all() and z[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e37, 3e38])
+def test_costs_at_the_end_of_their_range_do_not_become_equal(scale):
+    costs = torch.rand(10, 5, 5) + 0.1
+    costs = costs / costs.max()
+    assert torch.equal(shortest_path(costs * scale), shortest_path(costs))
 
 
 def test_half_precision_costs_are_summed_in_single_precision():
