@@ -39,12 +39,12 @@ GRID, ITEMS, FEATURES, DEGREE, INSTANCES, BATCH, EPOCHS = 5, 32, 5, 4, 1000, 32,
 
 DEFAULTS: dict[str, Callable[..., Callable[[Decide], Decide]]] = {
     "aimle()": aimle,
-    "aimle(nb_samples=4)": lambda **options: aimle(nb_samples=4, **options),
+    "aimle(nb_samples=4)": lambda **options: aimle(nb_samples=4, sample_reduction="sum", **options),
     "aimle(symmetric_perturbation=True)": lambda **options: aimle(symmetric_perturbation=True, **options),
-    "aimle(noise_distribution=Gumbel)": lambda **options: aimle(
-        noise_distribution=GumbelNoiseDistribution(), **options
-    ),
     "aimle(noise_distribution=None)": lambda **options: aimle(noise_distribution=None, **options),
+    "aimle(target_distribution=from beta 1)": lambda **options: aimle(
+        target_distribution=AdaptiveTargetDistribution(), noise_distribution=GumbelNoiseDistribution(), **options
+    ),
     "aimle(target_distribution=from beta 0)": lambda **options: aimle(
         target_distribution=AdaptiveTargetDistribution(initial_beta=0.0), **options
     ),

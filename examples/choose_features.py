@@ -23,7 +23,7 @@ ITEMS, K, WIDTH = 12, 3, 6
 
 select_three = partial(select_k, k=K)
 METHODS = {
-    "aimle": lambda: MAPLayer(select_three, aimle(nb_samples=4)),
+    "aimle": lambda: MAPLayer(select_three, aimle(nb_samples=4, sample_reduction="sum")),
     "straight through": lambda: MAPLayer(select_three, ste()),
     "relaxation": lambda: RelaxedLayer(
         select_three, partial(stochastic_softmax, structure=k_subsets(K)), temperature=0.5

@@ -25,7 +25,7 @@ A, B = torch.triu_indices(POINTS, POINTS, 1)  # the 45 pairs
 relaxed_tree = partial(stochastic_softmax, structure=spanning_trees(POINTS))
 
 METHODS = {
-    "aimle": lambda: MAPLayer(spanning_tree_edges, aimle(nb_samples=4)),
+    "aimle": lambda: MAPLayer(spanning_tree_edges, aimle(nb_samples=4, sample_reduction="sum")),
     "straight through": lambda: MAPLayer(spanning_tree_edges, ste()),
     "relaxation": lambda: RelaxedLayer(spanning_tree_edges, relaxed_tree, temperature=0.5),
 }

@@ -28,7 +28,11 @@ def weighted(scores):
     return CHOSEN * scores.masked_fill(select_two(scores) == 0, -torch.inf).softmax(1)
 
 
-METHODS = {"aimle": aimle(select_two, nb_samples=4), "straight through": ste(select_two), "weighted": weighted}
+METHODS = {
+    "aimle": aimle(select_two, nb_samples=4, sample_reduction="sum"),
+    "straight through": ste(select_two),
+    "weighted": weighted,
+}
 
 
 class Mixture(nn.Module):

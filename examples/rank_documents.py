@@ -19,14 +19,14 @@ from imle.solvers import ranking
 
 DOCUMENTS, WIDTH = 16, 8
 
-places = partial(ranking, descending=True)  # the best has rank 1, which makes it a minimiser of <ranks, scores>
-rank = aimle(places, nb_samples=4, _is_minimization=True)
+places = partial(ranking, descending=True)  # the best has rank 1: a minimiser of <ranks, scores>, which says so
+rank = aimle(places, nb_samples=4, sample_reduction="sum")
 
 
 def reciprocal_rank(scores, relevant):
     """Return minus the reciprocal rank of the relevant document, `[B, 16]` -> a number, through the ranking."""
-    relevant = relevant.repeat_interleave(4, dim=0)
-    return -(relevant / rank(scores)).sum(1).mean()
+    ranks = rank(scores)
+    return -(relevant.repeat_interleave(len(ranks) // len(relevant), dim=0) / ranks).sum(1).mean()
 
 
 METHODS = {

@@ -4,6 +4,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from imle.aimle import AIMLE
+from imle.noise import GumbelNoiseDistribution as Gumbel
+from imle.ste import ste
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py"))
@@ -71,3 +76,42 @@ def test_experts_specialise():
 def test_latent_trees_are_recovered():
     curve = example("latent_trees").train("aimle", steps=100)
     assert curve[0] < 0.4 and curve[-1] > 0.6
+
+
+def first_gradient(module, samples, monkeypatch, seeds=6):
+    """Return the gradient of what the first step of aimle trains, a mean over seeds, with S samples straight through.
+
+    Its dy is that of the identity, so that nothing but the loss and the reduction can make the gradient grow with S.
+    """
+
+    def through(solver=None, *, sample_reduction="mean", nb_samples=1, **options):
+        options |= {"nb_samples": samples, "sample_reduction": sample_reduction, "noise_distribution": Gumbel()}
+        return ste(solver, **options)
+
+    for name, value in vars(module).copy().items():
+        estimator = getattr(value, "estimator", None)
+        if isinstance(estimator, AIMLE):
+            told = {"_is_minimization": estimator._is_minimization}
+            made = through(value.solver, sample_reduction=estimator.sample_reduction, **told)
+            monkeypatch.setattr(module, name, made)
+            module.METHODS.update({method: made for method, function in module.METHODS.items() if function is value})
+    monkeypatch.setattr(module, "aimle", through)
+    gradients = []
+
+    def note(optimiser, closure=None):
+        gradients.append(torch.cat([p.grad.flatten() for group in optimiser.param_groups for p in group["params"]]))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note)
+    method = next(method for method in module.METHODS if method.startswith("aimle"))
+    for seed in range(seeds):
+        module.train(method, seed, steps=0)
+    return torch.stack(gradients).mean(dim=0)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_gradient_of_an_example_does_not_grow_with_the_number_of_samples(name):
+    found = []
+    for samples in (1, 16):
+        with pytest.MonkeyPatch.context() as patch:
+            found.append(first_gradient(example(name), samples, patch).norm().item())
+    assert 0.5 < found[0] / found[1] < 2.0  # noise; the wrong reduction is off by 16
