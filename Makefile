@@ -42,7 +42,7 @@ publish: dist
 	$(BIN)/python -m twine upload dist/*
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) dist docs/_build .hypothesis .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
