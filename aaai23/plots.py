@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from aaai23.harness.record import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def our_way(draw: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that draws with matplotlib's defaults on the Agg canvas, whatever the user's settings are.
+
+    A backend of a notebook in MPLBACKEND, or fonts and TeX of a matplotlibrc, are not there where a script runs.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        backend = os.environ.get("MPLBACKEND")
+        if "matplotlib" not in sys.modules:  # which reads it as it is imported, and may not know it
+            os.environ["MPLBACKEND"] = "agg"
+        try:
+            import matplotlib
+        finally:
+            os.environ.pop("MPLBACKEND", None) if backend is None else os.environ.update(MPLBACKEND=backend)
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def save_png(figure: Figure, path: Path) -> None:

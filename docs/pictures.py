@@ -5,11 +5,13 @@ SVG, with words as words, so that they stay small and sharp.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
 import matplotlib
 import torch
 from matplotlib.figure import Figure
@@ -206,7 +208,9 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 def draw(folder: Path) -> None:
     """Draw all pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         for name, make in PICTURES.items():
             make().savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
 

@@ -8,6 +8,7 @@ relaxed subset of a stochastic softmax (Paulus et al., 2020), which is soft in t
 """
 
 import argparse
+import os
 from functools import partial
 
 import torch
@@ -64,6 +65,7 @@ def train(method, seed=0, steps=800, instances=4096):
 
 def draw(curves, path):
     """Draw the share of right items over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")

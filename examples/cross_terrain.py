@@ -9,6 +9,7 @@ is far more to be told, and two stages with the ways (is this cell on the way?),
 """
 
 import argparse
+import os
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,7 @@ def train(method, seed=0, steps=500, maps=1000):
 
 def draw(runs, path):
     """Draw a map with its ways, and the excess cost over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, (left, right) = pyplot.subplots(1, 2, figsize=(6, 2.6), layout="constrained")

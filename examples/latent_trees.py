@@ -9,6 +9,7 @@ tree of a stochastic softmax (Paulus et al., 2020). Without learning: the tree o
 """
 
 import argparse
+import os
 from functools import partial
 
 import torch
@@ -83,6 +84,7 @@ def train(method, seed=0, steps=300):
 
 def draw(curves, path):
     """Draw the share of right edges over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
@@ -103,10 +105,8 @@ def main(argv=None):
     parser.add_argument("--picture", help="a file to draw the curves into")
     options = parser.parse_args(argv)
     curves = {method: [train(method, seed, options.steps) for seed in range(options.seeds)] for method in METHODS}
-    curves["nearest pairs"] = []
-    for seed in range(options.seeds):
-        trees, x = simulate(torch.Generator().manual_seed(seed))
-        curves["nearest pairs"].append([right_edges(nearest(x), trees)])
+    drawn = [simulate(torch.Generator().manual_seed(seed)) for seed in range(options.seeds)]
+    curves["nearest pairs"] = [[right_edges(nearest(x), trees)] for trees, x in drawn]
     for method, runs in curves.items():
         last = torch.tensor([run[-1] for run in runs])
         print(f"{method:20} right edges {last.mean():.3f} ± {last.std(correction=0):.3f}")

@@ -9,6 +9,7 @@ those weights alone.
 """
 
 import argparse
+import os
 from functools import partial
 
 import torch
@@ -81,6 +82,7 @@ def train(method, seed=0, steps=1500, instances=8000):
 
 def draw(curves, path):
     """Draw the unexplained variance over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")

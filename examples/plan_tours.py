@@ -8,6 +8,7 @@ solver is numpy that knows nothing of torch: it tries all 360 tours. Put OR-tool
 """
 
 import argparse
+import os
 from itertools import permutations
 
 import numpy as np
@@ -84,6 +85,7 @@ def train(method, seed=0, steps=600, days=500):
 
 def draw(curves, path):
     """Draw the regret over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")

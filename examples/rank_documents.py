@@ -8,6 +8,7 @@ this document relevant (a logistic regression of each), and which of the documen
 """
 
 import argparse
+import os
 from functools import partial
 
 import torch
@@ -75,6 +76,7 @@ def train(method, seed=0, steps=600, queries=1000):
 
 def draw(curves, path):
     """Draw the MRR over the steps."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
     from matplotlib import pyplot
 
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")

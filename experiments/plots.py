@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from curves import points, step_name, values_by_step
 
+from aaai23.plots import our_way
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 110
 
 
+@our_way
 def draw(tables: Sequence[Table], prefix: Path) -> list[Path]:
     """Write `PREFIX_TASK_curves` and `PREFIX_TASK_comparison` as PNG and SVG; returns their paths.
 

@@ -23,7 +23,13 @@ BELOW = {  # what each room of aaai23 may import of the others; a task may impor
     "methods": set(),
     "scripts": {"harness"},  # tasks by their names
 }
-READ_BY_EXPERIMENTS = {"aaai23.errors", "aaai23.harness.config", "aaai23.harness.record", "aaai23.synth.config"}
+READ_BY_EXPERIMENTS = {
+    "aaai23.errors",
+    "aaai23.harness.config",
+    "aaai23.harness.record",
+    "aaai23.plots",
+    "aaai23.synth.config",
+}
 HEAVY = ["gensim", "sklearn", "scipy", "matplotlib", "wandb", "networkx", "pandas"]
 
 

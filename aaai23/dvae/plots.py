@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
-from aaai23.plots import save_png
+from aaai23.plots import our_way, save_png
 from imle.solvers import select_k
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def random_codes(count: int, code_m: int, code_n: int, k: int, generator: Genera
     return select_k(scores, k).view(count, code_m * code_n)
 
 
+@our_way
 def write_images(path: Path, rows: Mapping[str, Tensor], image_size: tuple[int, int], title: str) -> None:
     """Draw rows of images under their titles.
 
@@ -51,6 +52,7 @@ def write_images(path: Path, rows: Mapping[str, Tensor], image_size: tuple[int, 
     save_png(figure, path)
 
 
+@our_way
 def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw training loss, test loss and, where the method has one, beta against the epoch.
 

@@ -70,10 +70,14 @@ class Best:
         self.weights: dict[str, Any] = {}
 
     def update(self, value: float) -> bool:
-        """Keep the model's weights of now if the value is the least so far; returns whether it is."""
+        """Keep the model's weights of now if the value is the least so far; returns whether it is.
+
+        A value that is not a number is never the least.
+        """
         better = value < self.value
+        if better:
+            self.value = value
         if better or not self.weights:
-            self.value = min(value, self.value)
             self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return better
 

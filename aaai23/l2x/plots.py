@@ -13,7 +13,7 @@ from aaai23.harness.record import write_atomically
 from aaai23.l2x.config import ANNOTATIONS_FILE
 from aaai23.l2x.data import L2XData
 from aaai23.l2x.model import Explainer
-from aaai23.plots import save_png
+from aaai23.plots import our_way, save_png
 
 LEGEND = "yellow: selected by the model; green underline: annotated for this aspect by people"
 SAMPLE_LEGEND = "yellow: selected by the model; green underline: where the sample data speak of this aspect"
@@ -71,6 +71,7 @@ def _article(review: ExplainedReview) -> str:
     return f"<article><small>predicted rating {review.predicted:.2f}</small><br>{' '.join(words)}</article>"
 
 
+@our_way
 def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool, columns: int = 96) -> None:
     """Draw the same as a picture, in a fixed-width font of `columns` characters a line."""
     from matplotlib.figure import Figure

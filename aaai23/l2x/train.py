@@ -62,6 +62,8 @@ def run_seed(
             run.log(loss_mean=losses.mean(), loss_std=losses.std(correction=0))
             run.log(val_mse=mean_squared_error(model, validation), test_mse=mean_squared_error(model, test))
             run.log(beta=beta_of(model.layer))
+            if run.entry["val_mse"] is None:
+                raise FloatingPointError(f"the validation error is not finite in epoch {epoch}; {REMEDY}")
             best.update(run.entry["val_mse"])
         best.restore()
         export(config.export(), identity)

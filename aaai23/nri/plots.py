@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aaai23.nri.inference import RelationalInference
-from aaai23.plots import save_png
+from aaai23.plots import our_way, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ def adjacency(directed: Tensor, vertices: int) -> Tensor:
     return matrix | matrix.mT
 
 
+@our_way
 def draw_graphs(path: Path, positions: Tensor, true: Tensor, inferred: Tensor, title: str) -> None:
     """Draw graphs in pairs: above the true edges, below the inferred ones.
 
@@ -85,6 +86,7 @@ def _draw_edges(panel: Axes, points: Tensor, edges: Mapping[str, Tensor]) -> Non
     panel.margins(0.1)
 
 
+@our_way
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw the validation bound, and the precision of the edges where it was measured, against the iteration."""
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aaai23.harness.record import Identity, Record
-from aaai23.plots import save_png, save_svg
+from aaai23.plots import our_way, save_png, save_svg
 
 History = Sequence[Mapping[str, Any]]
 
@@ -27,6 +27,7 @@ MARKS = "osD^v"
 COLOURS = (*(f"C{n}" for n in range(10)), "black", "gold", "navy")
 
 
+@our_way
 def draw(identity: Identity, record: Record) -> list[Path]:
     """Draw a finished record beside it, as PNG and SVG; returns the paths."""
     from matplotlib.figure import Figure

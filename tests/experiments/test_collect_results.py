@@ -580,3 +580,23 @@ def test_the_script_runs_by_itself(write, tmp_path):
     command = [sys.executable, FOLDER / "collect_results.py", tmp_path / "results"]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "") and len(rows(done.stdout)) == 1
+
+
+SETTINGS_OF_A_USER = {
+    "a notebook's shell": ("MPLBACKEND", "module://matplotlib_inline.backend_inline"),
+    "a matplotlibrc": ("MATPLOTLIBRC", "text.usetex: True\nfont.family: Nosuch\n"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS_OF_A_USER)
+def test_pictures_are_drawn_whatever_a_users_settings_are(name, tmp_path):
+    variable, value = SETTINGS_OF_A_USER[name]
+    if variable == "MATPLOTLIBRC":
+        (tmp_path / "matplotlibrc").write_text(value)
+        value = str(tmp_path)
+    script = [sys.executable, "experiments/collect_results.py", "docs/records/vae", "--plots", str(tmp_path / "p")]
+    found = subprocess.run(
+        script, cwd=FOLDER.parent, env=os.environ | {variable: value}, capture_output=True, text=True
+    )
+    assert found.returncode == 0 and "Traceback" not in found.stderr, found.stderr
+    assert (tmp_path / "p_vae_curves.png").stat().st_size > 5000

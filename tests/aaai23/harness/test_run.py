@@ -384,7 +384,8 @@ def test_a_state_of_other_parts_is_refused(tmp_path):
 def test_the_best_weights_are_those_of_the_least_value():
     model = Walk()
     best = Best(model)
-    for value, place in ((3.0, 1.0), (1.0, 2.0), (2.0, 3.0), (float("nan"), 4.0)):
+    nan = float("nan")
+    for value, place in ((nan, 0.0), (3.0, 1.0), (nan, 5.0), (1.0, 2.0), (2.0, 3.0), (nan, 4.0)):
         model.place.data.fill_(place)
         best.update(value)
     other = Best(Walk())
