@@ -11,8 +11,8 @@ O(N capacity) for each instance, and differentiable but for samples. Weights are
 to the rounding of log Z, in float32 for half precision. A mask, -1e9 or -inf, is an item that is never taken; a NaN
 makes its row NaN.
 
-Source: R. Bellman, Dynamic programming, 1957; the sum-product form of it is that of Mensch, Blondel, "Differentiable
-Dynamic Programming for Structured Prediction and Attention", ICML 2018.
+Source: Vivier-Ardisson, Sander, Parmentier, Blondel, "Differentiable Knapsack and Top-k Operators via Dynamic
+Programming", 2026.
 """
 
 from __future__ import annotations
