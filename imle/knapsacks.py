@@ -120,8 +120,10 @@ def _fill(theta: Tensor, weights: Any, capacity: int) -> tuple[Tensor, list[tupl
     weights = whole_numbers("weights", weights, (theta.shape[-1:],)).tolist()
     size = 1 + min(int(whole_numbers("capacity", capacity, ((),))), sum(weights))
     limit = torch.finfo(scores.dtype).max / (2 * len(weights) + 2)  # no sum is infinite
-    total, chances = torch.zeros_like(scores[..., :1]).expand(*scores.shape[:-1], size), []
-    for score, weight in zip(scores.clamp(-limit, limit).unsqueeze(-1).unbind(-2), weights):
+    scores = scores.clamp(-limit, limit)
+    total = 0.0 * scores.sum(-1, keepdim=True).expand(*scores.shape[:-1], size)  # a NaN stays, whatever it weighs
+    chances = []
+    for score, weight in zip(scores.unsqueeze(-1).unbind(-2), weights):
         low, high = total[..., :weight], total[..., weight:]
         gain = score + total[..., : high.shape[-1]] - high
         total = torch.cat([low, high - F.logsigmoid(-gain)], dim=-1)
