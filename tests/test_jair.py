@@ -92,13 +92,14 @@ def test_tuning_takes_the_best_of_validation_and_counts_on_fresh_seeds(folder, m
 
     def regret(make, capacity, seed, lr, data):
         asked.append((lr, seed))
-        return abs(np.log(lr)), lr
+        return lr + 100 * (lr == min(draws) and seed > 0), lr  # the least is lucky with one seed
 
     monkeypatch.setattr(jair, "regret", regret)
+    draws = [jair.METHODS["bare"].draw(number)["lr"] for number in range(jair.DRAWS)]
     line = ["--tuned", "--methods", "bare", "--capacities", "60", "--record", str(folder / "record.json")]
     assert jair.main([*line, "--data-dir", str(folder)]) == 0
-    draws = [jair.METHODS["bare"].draw(number)["lr"] for number in range(jair.DRAWS)]
-    best = min(draws, key=lambda lr: abs(np.log(lr)))
-    assert asked == [(lr, seed) for lr in draws for seed in jair.CHOSEN_BY] + [(best, seed) for seed in range(10, 20)]
-    assert f"| bare | {best:.2f} ± 0.00 | " in capsys.readouterr().out
+    best = sorted(draws)[:5]
+    rounds = [(lr, 0) for lr in draws], [(lr, seed) for lr in best for seed in (1, 2)]
+    assert asked == [*rounds[0], *rounds[1], *((best[1], seed) for seed in range(10, 20))]
+    assert f"| bare | {best[1]:.2f} ± 0.00 | " in capsys.readouterr().out
     assert len(set(draws)) == jair.DRAWS and jair.RATE[0] <= min(draws) < max(draws) <= jair.RATE[1]
