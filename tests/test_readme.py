@@ -18,7 +18,7 @@ import torch
 import imle
 from aaai23.harness.config import refuse
 from aaai23.synth import cli as synth
-from benchmarks import plateau
+from benchmarks import jair, plateau
 from tests.experiments.lines import GENERATORS, PUBLISHED, cli_of, sweep
 
 import collect_results  # isort: skip  # experiments/ is no package: `lines` has put it on the path
@@ -28,7 +28,7 @@ README = ROOT / "README.md"
 PATHS = (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PATHS}
 each_page = pytest.mark.parametrize("page", PAGES)
-MADE = ("data/sample", "docs/_build")  # by get_data.sh, by make docs
+MADE = ("data/sample", "data/knapsack", "docs/_build")  # by get_data.sh, by make docs
 SCRIPTS = {f"./cli/{cli_of(task).SCRIPT}": task for task in GENERATORS}
 MEASURING = f"./cli/{synth.SCRIPT}"  # trains nothing, so no generator prints its lines
 NOT_OURS = {"--resume-failed"}  # of GNU parallel
@@ -201,7 +201,8 @@ def test_every_command_that_makes_tables_or_sweeps_is_accepted(page, capsys, mon
 @each_page
 def test_every_flag_in_a_sentence_is_one_of_ours(page):
     parsers = [synth.parse_arguments, *(cli_of(task).parse_arguments for task in GENERATORS)]
-    parsers += [collect_results.parser().parse_args, plateau.main, *(module.main for module in GENERATORS.values())]
+    parsers += [collect_results.parser().parse_args, plateau.main, jair.main]
+    parsers += [module.main for module in GENERATORS.values()]
     known = set(re.findall(r"(?<![\w-])--[\w-]+", "".join(map(help_of, parsers)))) | NOT_OURS
     named = {flag for text in inline(page) for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)}
     assert named <= known, named - known
