@@ -135,8 +135,8 @@ TEMPERATURE = {"temperature": (0.01, 100.0)}
 BETA = {"beta": (1e-3, 1.0), "step": (1e-4, 1e-2), "c": (0.5, 16.0)}
 METHODS: dict[str, Method] = {
     "bare": Method(aimle, {"lr": 0.5}),
-    "central": Method(functools.partial(aimle, symmetric_perturbation=True), {"lr": 0.5}),
-    "four": Method(functools.partial(aimle, nb_samples=4), {"lr": 0.5}),
+    "forward": Method(functools.partial(aimle, symmetric_perturbation=False), {"lr": 0.5}),
+    "four": Method(functools.partial(aimle, nb_samples=4, sample_reduction="sum"), {"lr": 0.5}),
     "adaptive": Method(adaptive, {"lr": 0.5, "beta": 0.0, "step": 1e-3, "c": 1.0}, BETA),
     "adaptive-.03": Method(adaptive, {"lr": 0.5, "beta": 0.03, "step": 1e-4, "c": 1.0}),
     "imle": Method(
@@ -145,7 +145,11 @@ METHODS: dict[str, Method] = {
         {"beta": (0.01, 100.0), **TEMPERATURE},
     ),
     "ste": Method(functools.partial(with_noise, ste), {"lr": 0.5, "temperature": 0.0}, TEMPERATURE),
-    "identity": Method(functools.partial(with_noise, identity), {"lr": 0.5, "temperature": 0.0}, TEMPERATURE),
+    "identity": Method(
+        functools.partial(with_noise, functools.partial(identity, projection="norm")),
+        {"lr": 0.5, "temperature": 0.0},
+        TEMPERATURE,
+    ),
     "fenchel-young": Method(
         functools.partial(fenchel_young, noise=GumbelNoiseDistribution()),
         {"lr": (1.0, 1.0, 0.5), "temperature": (0.005, 0.5, 0.5)},

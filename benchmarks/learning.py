@@ -8,7 +8,7 @@ the decision costs. Shortest paths on a grid of 5 x 5 and knapsacks of 32 items 
 1,000 instances, 20 epochs of Adam at 1e-2, batches of 32. Normalised regret on 1,000 others, in percent: 0 is what the
 true costs give. Loss: "regret", the cost of the decision, or "L1", its distance from the best one.
 
-`imle()` is not listed: with the same rule and noise it is `aimle()`, bit by bit.
+`imle()` is not listed: with the same rule and noise it is `aimle(symmetric_perturbation=False)`, bit by bit.
 
 The subset: 300 steps of Adam at 1e-2 from random numbers towards 20 of 400 entries.
 """
@@ -40,7 +40,7 @@ GRID, ITEMS, FEATURES, DEGREE, INSTANCES, BATCH, EPOCHS = 5, 32, 5, 4, 1000, 32,
 DEFAULTS: dict[str, Callable[..., Callable[[Decide], Decide]]] = {
     "aimle()": aimle,
     "aimle(nb_samples=4)": lambda **options: aimle(nb_samples=4, sample_reduction="sum", **options),
-    "aimle(symmetric_perturbation=True)": lambda **options: aimle(symmetric_perturbation=True, **options),
+    "aimle(symmetric_perturbation=False)": lambda **options: aimle(symmetric_perturbation=False, **options),
     "aimle(noise_distribution=None)": lambda **options: aimle(noise_distribution=None, **options),
     "aimle(target_distribution=from beta 1)": lambda **options: aimle(
         target_distribution=AdaptiveTargetDistribution(), noise_distribution=GumbelNoiseDistribution(), **options

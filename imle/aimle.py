@@ -24,7 +24,8 @@ class AIMLE(FiniteDifference):
     lambda by itself.
 
     Args:
-        symmetric_perturbation: central instead of forward differences: less biased, one more solution a sample.
+        symmetric_perturbation: True for central differences, less biased, two more solutions a sample; False for
+            forward ones, one more. None is the target's own: central for `AutoTargetDistribution`, forward for others.
 
     Raises:
         ValueError: an option is out of its range, or the solver returned another shape than it was given.
@@ -46,7 +47,7 @@ class AIMLE(FiniteDifference):
         0.0001
     """
 
-    symmetric_perturbation: bool = False
+    symmetric_perturbation: bool | None = None
 
     @staticmethod
     def published_target() -> AdaptiveTargetDistribution:
@@ -56,7 +57,8 @@ class AIMLE(FiniteDifference):
     def difference(self, solve: BoundSolver, theta: Tensor, noise: Tensor | None, z: Tensor, step: Tensor) -> Tensor:
         """Return the numerator of g `[B, R, ...]`, half of it for a central one; see `FiniteDifference.difference`."""
         base = self.base(theta, noise)
-        if self.symmetric_perturbation:
+        central = self.symmetric_perturbation
+        if self.target.symmetric_perturbation if central is None else central:
             half = solve(base + step) * 0.5
             return half.sub_(solve(base - step), alpha=0.5)
         if not self.base_is_forward_pass():

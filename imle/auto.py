@@ -9,25 +9,28 @@ from imle._numerics import beside, largest_factor
 from imle.noise import GumbelNoiseDistribution
 from imle.target import BaseTargetDistribution
 
-_STEP = 4.0  # in standard deviations of the perturbed parameters, for one sample; benchmarks/learning.py
+_STEP = 4.0  # in standard deviations of the noise, for one sample; docs/gradients.md
 
 
 class AutoTargetDistribution(BaseTargetDistribution):
-    """A perturbation size for each instance, such that the step is four standard deviations of its perturbed theta.
+    """A perturbation size for each instance, such that the step is four standard deviations of the noise.
 
-        lambda = a ||dy||_1 / ||dy||_2^2,   a = 4 R^(-1/2) sqrt(var(theta) + sigma^2)
+        lambda = a ||dy||_1 / ||dy||_2^2,   a = 4 R^(-1/2) sigma
 
-    The mean of the step's entries, weighted by `|dy|`, is a: one that is large enough to change most solutions. More
-    solutions R of an instance make less noise, so the step is smaller, and less biased. The variance is that of the
-    instance's entries; sigma is the root mean square of tau' eps. There is no state and nothing to tune: the gradient
-    goes with the scale of the loss, and that of an instance depends on neither theta nor dy of the others of the batch.
+    The mean of the step's entries, weighted by `|dy|`, is a: one that is large enough to change most solutions that
+    noise can change. More solutions R of an instance make less noise, so the step is smaller, and less biased. sigma is
+    the root mean square of tau' eps; without noise it is the standard deviation of the instance's theta. There is no
+    state and nothing to tune: the gradient goes with the scale of the loss, and that of an instance depends on neither
+    theta nor dy of the others of the batch.
 
-    It is the default of `aimle` and `imle`, and brings Gumbel(0, 1) noise where none is named. Where the loss is curved
-    (a large step away, dy is another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule,
-    `TargetDistribution` a step of your own.
+    It is the default of `aimle` and `imle`, and brings Gumbel(0, 1) noise and, for `aimle`, central differences where
+    none are named. Where theta's entries lie far further apart than the noise, few solutions change and gradients are
+    sparse: `imle.diagnostics.gradient_report` says how far. Where the loss is curved (a large step away, dy is
+    another), a smaller step may be better: `AdaptiveTargetDistribution` is the paper's rule, `TargetDistribution` a
+    step of your own.
 
     An instance whose dy is zero has lambda 0 and no gradient; so has one without noise of which all entries are equal.
-    Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in the variance.
+    Masks (-inf, or -1e8 and less; for a minimiser +inf, or 1e8 and more) count for nothing in theta's deviation.
 
     Args:
         exact_scaling: divide the difference by lambda. False makes the gradient sqrt(R) larger, as that of
@@ -47,22 +50,22 @@ class AutoTargetDistribution(BaseTargetDistribution):
         self.exact_scaling = exact_scaling
 
     def perturbation_size(
-        self, theta: Tensor, dy: Tensor, sigma: Tensor | float = 0.0, walled: Tensor | None = None
+        self, theta: Tensor, dy: Tensor, sigma: Tensor | float | None = None, walled: Tensor | None = None
     ) -> Tensor:
         """Return lambda `[B, 1, ...]`.
 
         Args:
             theta: `[B, ...]`.
             dy: `[B, R, ...]`.
-            sigma: of the noise, 0-dimensional.
+            sigma: of the noise, a number; None takes the deviation of each instance's theta.
             walled: `[B, ...]`, which entries of theta are masks; None where none is.
         """
         if not dy.numel():
             return beside(dy.new_zeros(dy.shape[0]), dy)
         dtype = torch.promote_types(dy.dtype, torch.float32)
-        values = theta.flatten(1).to(dtype)
-        variance = _variance(values, None if walled is None else ~walled.flatten(1))
-        step = _STEP * dy.shape[1] ** -0.5 * (variance + sigma**2).sqrt()
+        if sigma is None:
+            sigma = _variance(theta.flatten(1).to(dtype), None if walled is None else ~walled.flatten(1)).sqrt()
+        step = _STEP * dy.shape[1] ** -0.5 * sigma
         # in units of the largest entry, so that squares of tiny or huge numbers are no trouble
         magnitude = dy.flatten(1).abs().to(dtype)
         largest = magnitude.amax(dim=1)
@@ -76,11 +79,16 @@ class AutoTargetDistribution(BaseTargetDistribution):
         self, theta: Tensor, dy: Tensor, noise: Tensor | None, noise_temperature: float, walled: Tensor | None
     ) -> Tensor:
         """Return lambda `[B, 1, ...]` in units of theta and tau' eps; see `BaseTargetDistribution.step_size`."""
-        sigma: Tensor | float = 0.0
-        if noise is not None:
+        sigma = None
+        if noise is not None and noise_temperature > 0:
             norm = torch.linalg.vector_norm(noise, dtype=torch.promote_types(noise.dtype, torch.float32))
             sigma = norm * (noise_temperature / max(noise.numel(), 1) ** 0.5)
         return self.perturbation_size(theta, dy, sigma, walled)
+
+    @property
+    def symmetric_perturbation(self) -> bool:
+        """Central differences: a step of this size is biased in one direction."""
+        return True
 
     def default_noise(self) -> GumbelNoiseDistribution:
         """Return Gumbel noise: a step in units of it needs some."""

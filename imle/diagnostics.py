@@ -34,6 +34,8 @@ from imle.solver import BoundSolver
 Loss = Callable[[Tensor], Tensor]
 
 _BATCHES = 20  # of the reference, whose spread gives its standard error
+_FAR = 10.0  # times the noise's deviation that theta's is more or less, of which a report speaks
+_MASK = 1e8
 _COMPARED = ("cosine", "bias", "size")
 
 
@@ -51,6 +53,7 @@ class GradientReport:
         entries: of an instance.
         perturbation_size: lambda, the mean over repeats.
         beta: of the target distribution.
+        spread: the standard deviation of theta's entries within an instance, over that of tau eps.
         reference: how the reference was made, with its relative standard error.
         verdict: what follows, in a sentence.
         note: what is odd about the solutions themselves, if anything is.
@@ -66,10 +69,16 @@ class GradientReport:
     entries: int
     perturbation_size: float
     beta: float
+    spread: float = math.nan
     reference: str
     verdict: str
     note: str = ""
     errors: dict[str, float] = field(default_factory=dict)
+
+    def _hint(self) -> str:
+        if self.spread > _FAR:
+            return ": noise changes few solutions; raise its temperature, or keep theta small"
+        return ": theta hardly matters beside the noise" if self.spread < 1 / _FAR else ""
 
     def __str__(self) -> str:
         error = {name: self.errors.get(name, math.nan) for name in _COMPARED}
@@ -85,6 +94,7 @@ class GradientReport:
                 f"{self.perturbation_size:.3g}",
                 "size of the step" + f", beta {self.beta:.3g}" * (self.beta >= 0),
             ),
+            ("spread", f"{self.spread:.3g}", f"of theta's entries, over the noise's{self._hint()}"),
         ]
         known = [(name, value, meaning) for name, value, meaning in rows if not value.startswith("nan")]
         lines = [f"{name:<16} {value:>16}   {meaning}" for name, value, meaning in known]
@@ -152,6 +162,7 @@ def gradient_report(
         solve = estimator.bind(solver, theta, nb_reference // _BATCHES, args, kwargs)
         differences = [_difference(estimator, solve, theta, loss, step) for _ in range(_BATCHES)]
         note = _note(estimator, solve, theta)
+        spread = _spread(estimator, solve, theta)
     g = _rows(gradients)
     units = _unit(g)
     return GradientReport(
@@ -162,6 +173,7 @@ def gradient_report(
         entries=theta[0].numel(),
         perturbation_size=sum(sizes) / len(sizes) if sizes else math.nan,
         beta=float(getattr(getattr(estimator, "target_distribution", None), "beta", math.nan)),
+        spread=spread,
         note=note,
     )
 
@@ -223,6 +235,17 @@ def _noise(estimator: Any, solve: BoundSolver, theta: Tensor) -> Tensor | None:
         return None
     shape = (len(theta) * solve.rows, 1, *theta.shape[1:])
     return solve.sign * draw(estimator.noise_distribution, shape, like=theta)
+
+
+def _spread(estimator: Any, solve: BoundSolver, theta: Tensor) -> float:
+    """Return the deviation of theta's entries within an instance over that of tau eps; NaN without noise."""
+    eps = _noise(estimator, solve, theta)
+    if eps is None:
+        return math.nan
+    seen = theta.flatten(1).double()
+    seen = seen.masked_fill(seen.abs() >= _MASK, torch.nan)
+    away = (seen - seen.nanmean(dim=1, keepdim=True)).square().nanmean()
+    return float(away.sqrt() / (estimator.tau * eps.std()))
 
 
 @torch.no_grad()

@@ -63,6 +63,11 @@ class BaseTargetDistribution(nn.Module, ABC):
         """
         return self.perturbation_size(theta if walled is None else theta.masked_fill(walled, 0.0), dy)
 
+    @property
+    def symmetric_perturbation(self) -> bool:
+        """Whether `aimle` takes central differences where nothing is said of it: forward ones, as published."""
+        return False
+
     def default_noise(self) -> Any:
         """Return the noise of an estimator for which none is named: none, as in the publications."""
         return None

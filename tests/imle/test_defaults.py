@@ -218,12 +218,13 @@ def test_only_an_infinity_or_a_hundred_million_is_a_mask():
         assert walls(-numbers, 1) is None or not walls(-numbers, 1).any()
 
 
-def test_lambda_makes_the_weighted_mean_step_four_standard_deviations():
-    theta, dy, sigma = 3 * torch.randn(5, 7, 9) + 20, torch.randn(5, 4, 7, 9), 0.7
+@pytest.mark.parametrize("sigma", [None, 0.7])
+def test_lambda_makes_the_weighted_mean_step_four_standard_deviations(sigma):
+    theta, dy = 3 * torch.randn(5, 7, 9) + 20, torch.randn(5, 4, 7, 9)
     size = AutoTargetDistribution().perturbation_size(theta, dy, sigma)
     assert size.shape == (5, 1, 1, 1)
     weighted = ((size * dy.abs()) * dy.abs()).flatten(1).sum(dim=1) / dy.abs().flatten(1).sum(dim=1)
-    spread = (theta.flatten(1).var(dim=1, correction=0) + sigma**2).sqrt()
+    spread = theta.flatten(1).std(dim=1, correction=0) if sigma is None else torch.full((5,), sigma)
     torch.testing.assert_close(weighted, 4 / math.sqrt(4) * spread)
 
 
@@ -231,10 +232,21 @@ def test_lambda_makes_the_weighted_mean_step_four_standard_deviations():
 def test_the_estimator_tells_the_rule_how_large_the_noise_of_the_target_is(temperature):
     eps, dy = 5 * torch.randn(3, 2, 8), torch.randn(6, 8)
     estimator = auto(eps, nb_samples=2, target_noise_temperature=temperature)
-    sigma = temperature * eps.square().mean().sqrt()
+    sigma = temperature * eps.square().mean().sqrt() if temperature else None  # where there is none, theta's own
     theta = torch.randn(3, 8)
     expected = estimator.target.perturbation_size(theta, dy.unflatten(0, (3, 2)), sigma)
     torch.testing.assert_close(estimator.size(theta, eps, dy.unflatten(0, (3, 2)), 1), expected)
+
+
+def test_the_difference_belongs_to_the_target_unless_it_is_named():
+    theta, eps, dy = torch.randn(40, 8), torch.randn(40, 8), torch.randn(40, 8)
+    for target, own in ((AutoTargetDistribution(), True), (TargetDistribution(beta=2.0), False)):
+        make = functools.partial(aimle, target_distribution=target, noise_distribution=Given(eps))
+        found, central, forward = (
+            gradient(make(**options), theta, dy)
+            for options in ({}, {"symmetric_perturbation": True}, {"symmetric_perturbation": False})
+        )
+        assert torch.equal(found, central if own else forward) and not torch.equal(central, forward)
 
 
 def test_walls_count_for_nothing():
@@ -269,7 +281,8 @@ def test_an_instance_without_a_gradient_gets_none(estimator):
 
 
 def test_a_single_entry_moves_by_its_own_size():
-    g = gradient(auto(), torch.tensor([[0.3], [-0.3]]), torch.ones(2, 1), solver=lambda theta: (theta > 0).to(theta))
+    estimator = auto(symmetric_perturbation=False)
+    g = gradient(estimator, torch.tensor([[0.3], [-0.3]]), torch.ones(2, 1), lambda theta: (theta > 0).to(theta))
     torch.testing.assert_close(g, torch.tensor([[1 / 1.2], [0.0]]))
 
 
