@@ -93,19 +93,18 @@ class FiniteDifference(PerturbAndMAP):
         return g
 
     def state(self) -> dict[str, Tensor | None]:
-        """Return the target's buffers."""
-        return dict(self.target._buffers)
+        """Return the buffers of the target that may be lent."""
+        return {name: self.target._buffers[name] for name in self.target.lent}
 
     def pull_back(self, *args: Any) -> Tensor:
         """Return the gradient of theta, with the target's state of the forward pass; see `PerturbAndMAP.pull_back`."""
-        own, seen = self.target._buffers, args[-1]
-        if all(own[name] is tensor for name, tensor in seen.items()):
-            return super().pull_back(*args)
-        self.target._buffers = seen
+        buffers, seen = self.target._buffers, args[-1]
+        own = {name: buffers[name] for name in seen}
+        buffers.update(seen)
         try:
             return super().pull_back(*args)
         finally:
-            self.target._buffers = own
+            buffers.update(own)
 
     def check_gradient(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return dy, zero in every process of the target's group where any of them has one that is not finite.

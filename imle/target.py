@@ -39,11 +39,14 @@ from imle._processes import Processes, several
 class BaseTargetDistribution(nn.Module, ABC):
     """What a target distribution offers to an estimator: a perturbation size, and what becomes of the difference.
 
-    It is a module, and what it keeps are buffers. One target under several solvers is one state.
+    It is a module, and what it keeps are buffers. One target under several solvers is one state. Buffers that it only
+    writes on in place may be named in `lent`: `torch.func.functional_call` lends others for a forward pass, and the
+    backward pass is to have the same.
     """
 
     alpha: float
     exact_scaling: bool = True
+    lent: tuple[str, ...] = ()
 
     @abstractmethod
     def perturbation_size(self, theta: Tensor, dy: Tensor) -> Tensor:
@@ -184,6 +187,8 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         ['_state']
     """
 
+    lent = ("_state",)
+
     _state: Tensor  # beta, N and u
 
     def __init__(
@@ -209,7 +214,7 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         self.target_norm = finite_number("target_norm", target_norm)
         self.exact_scaling, self.per_instance = exact_scaling, per_instance
         self._processes = None if process_group is None else Processes(process_group)
-        self._warned = False
+        self._warned = self._warned_of_zero = False
         if initial_beta < 0:
             raise ValueError(f"initial_beta must be at least 0, not {initial_beta}")
         if not 0 <= grad_norm_decay_rate <= 1:
@@ -252,8 +257,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         The norms are over the whole batch, joined over all processes of the group; with `per_instance` they are each
         row's own, and lambda is `[B, 1, ...]`.
         """
-        if self._numbers().device != dy.device:
-            self.to(dy.device)
+        if self._numbers().device != dy.device and not dy.is_meta:
+            # the same tensor, for it may be lent, and other passes may have it
+            self._state.data = self._state.to(dy.device, exact_dtype(dy.device))
         if self.per_instance:
             theta_norm, dy_norm = (beside(row_norms(x), dy) for x in (theta, dy))
         else:
@@ -267,7 +273,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         return quotient(self._state[0] * (math.sqrt(dy.shape[1]) * theta_norm), dy_norm, largest_factor(dy))
 
     def update(self, difference: Tensor, dy: Tensor) -> None:
-        """Move beta by one step, unless dy is zero or not finite, or the difference is NaN."""
+        """Move beta by one step, unless dy is zero, not finite or without numbers, or the difference is NaN."""
+        if dy.is_meta:
+            return
         count, seen, solutions = exact(count_nonzero(difference)), evidence(dy), difference.shape[:2].numel()
         if self._processes is None:
             nonzero = count / max(solutions, 1)
@@ -285,8 +293,11 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def pass_over(self) -> None:
         """Warn once where beta is 0, which nothing then moves."""
-        if not self._warned and host_may_wait(self._state) and self.beta == 0:
-            self._warned = True
+        state = self._state
+        while torch._C._functorch.is_functorch_wrapped_tensor(state):  # one for each member of an ensemble
+            state = torch._C._functorch.get_unwrapped(state)
+        if not self._warned_of_zero and host_may_wait(state) and not state[..., 0].all():
+            self._warned_of_zero = True
             warnings.warn(
                 "beta is 0, so the gradient is zero, and torch.func does not move beta: take gradients by .backward() "
                 "until it has grown, or begin with AdaptiveTargetDistribution(initial_beta=0.5)",
@@ -309,17 +320,20 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         if self._state.dtype != wanted:
             raise TypeError(
                 f"the adaptive state became {self._state.dtype}, in which steps of {self.beta_update_step:g} get lost: "
-                f"keep it {wanted} in what is given to functional_call, and leave FSDP's buffer_dtype unset"
+                f"keep it {wanted} in what is given to functional_call, and from FSDP's buffer_dtype: "
+                "ignored_modules=[target]"
             )
         return self._state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow to another device, but no cast: steps of 1e-4 would vanish in half precision."""
-        device = fn(torch.zeros((), device=self._state.device)).device
-        state = self._state.float() if exact_dtype(device) == torch.float32 else self._state  # before it is moved there
-        moved = fn(state)
-        self._state = exact(moved if moved.dtype == state.dtype else state.to(device))
-        if state.is_meta and not moved.is_meta:
+        was_meta = self._state.is_meta
+        device = fn(torch.zeros((), dtype=torch.float32, device=self._state.device)).device  # maybe without float64
+        moved = torch.empty_like if was_meta else Tensor.to
+        self._state = state = moved(self._state, device=device, dtype=exact_dtype(device))
+        super()._apply(fn, recurse)  # share_memory() works in place
+        self._state = state
+        if was_meta and device.type != "meta":
             self.reset_parameters()  # what memory was given instead of nothing holds no state yet
         return self
 
@@ -328,8 +342,9 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         names = [prefix + name for name in ("_beta", "_grad_norm", "_beta_update")]
         if all(name in state_dict for name in names):
             state_dict[prefix + "_state"] = torch.stack([state_dict.pop(name) for name in names])
+        if isinstance(state_dict.get(prefix + "_state"), Tensor):
+            state_dict[prefix + "_state"] = exact(state_dict[prefix + "_state"])  # assign=True takes it as it is
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._state = exact(self._state)  # assign=True brings any dtype
 
     def _warn(self) -> None:
         self._warned = True
@@ -342,5 +357,5 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
 
     def extra_repr(self) -> str:
         """The state and the options, for print()."""
-        beta = "?" if self._state.is_meta else f"{self.beta:.6g}"
+        beta = "?" if self._state.is_meta else f"{self._state[0].item():.6g}"
         return f"alpha={self.alpha}, beta={beta}, target_norm={self.target_norm}, step={self.beta_update_step}"

@@ -187,7 +187,10 @@ class _ByHand(target.BaseTargetDistribution):
         """Return a difference `[B, S, ...]`, divided by lambda if this target does, and take note of it."""
         rows = dy.unflatten(0, (theta.shape[0], -1))
         g = self.scale(gradient, theta, rows, self.perturbation_size(theta, rows))
-        self.update(gradient, rows)
+        if torch._C._are_functorch_transforms_active():
+            self.pass_over()
+        elif self.training:
+            self.update(gradient, rows)
         return g
 
 

@@ -214,3 +214,31 @@ def test_one_process_is_the_world_where_nothing_was_initialised():
         aimle(target_distribution=target)(select_three)(theta).square().sum().backward()
         gradients.append(theta.grad)
     assert torch.allclose(gradients[0], gradients[1]) and gradients[0].abs().sum() > 0
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp1_that_casts_buffers_is_refused_but_where_it_ignores_the_target(one_process):
+    plain, target, noise = model_and_noise()
+    expected = train(plain, target, noise, [[6], [3]], 8)[0]
+    for ignored in (True, False):
+        model, target, noise = model_and_noise()
+        model = fsdp.FullyShardedDataParallel(
+            model,
+            mixed_precision=fsdp.MixedPrecision(buffer_dtype=torch.bfloat16),
+            device_id=torch.device("cpu"),
+            ignored_modules=[target] if ignored else None,
+        )
+        if ignored:
+            assert train(model, target, noise, [[6], [3]], 8)[0] == expected
+            saved = model.state_dict()["1.target_distribution._state"]
+            assert saved.dtype == torch.float64 and saved[0].item() == target.beta == expected[-1][0]
+        else:
+            with pytest.raises(TypeError, match=r"ignored_modules=\[target\]"):
+                train(model, target, noise, [[6], [3]], 8)

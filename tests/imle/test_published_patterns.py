@@ -405,6 +405,23 @@ def test_params_of_an_adaptive_target_by_hand_are_a_relative_step_away():
     assert torch.equal(target.params(theta, None), theta)
 
 
+class AsTold(AdaptiveTargetDistribution):
+    def params(self, theta, dy, _is_minimization=False):
+        return super().params(theta, dy, _is_minimization)
+
+
+def test_a_target_of_ones_own_over_an_adaptive_one_moves_in_training_alone():
+    target, theta = AsTold(initial_beta=1.0), torch.randn(4, 6, requires_grad=True)
+    solve = aimle(select_two, target)
+    target.eval()
+    solve(theta).square().sum().backward()
+    target.train()
+    torch.func.grad(lambda theta: solve(theta).square().sum())(theta.detach())
+    assert target.beta == 1.0
+    solve(theta).square().sum().backward()
+    assert target.beta != 1.0
+
+
 def test_a_fixed_target_divides_by_eps_at_least():
     theta, dy = torch.randn(4, 6), torch.randn(4, 6)
     plain, divided, least = (

@@ -303,7 +303,7 @@ def test_a_device_without_float64_gets_none_from_any_target(monkeypatch, no_wait
         moved = []
         target._apply(lambda x, moved=moved: moved.append(x.dtype) or x.clone())  # as .to() does
         assert target._state.dtype == (torch.float32 if lacking else torch.float64)
-        assert torch.float64 not in moved
+        assert torch.float64 not in moved or not lacking
         assert target.beta == pytest.approx(1.0001, rel=1e-7)
     monkeypatch.setattr("imle._numerics.lacks_float64", lambda device: True)
     no_waiting()
@@ -526,8 +526,60 @@ def test_a_state_that_would_lose_small_steps_is_refused(dtype):
         torch.func.functional_call(layer, given, (torch.randn(3, 6, requires_grad=True),)).sum().backward()
     for buffer in layer.buffers():  # as FSDP1 does with a buffer_dtype
         buffer.data = buffer.to(dtype)
-    with pytest.raises(TypeError, match="leave FSDP's buffer_dtype unset"):
+    assert "beta=0.5," in repr(layer)
+    layer.load_state_dict(MAPLayer(select_two, aimle(target_distribution=AdaptiveTargetDistribution())).state_dict())
+    with pytest.raises(TypeError, match="FSDP's buffer_dtype: ignored_modules"):
         layer.target_distribution.beta  # noqa: B018
+
+
+def test_members_of_an_ensemble_have_each_their_own_state_and_are_warned_of():
+    layers = [
+        MAPLayer(select_two, aimle(target_distribution=AdaptiveTargetDistribution(initial_beta=b))) for b in (0, 3)
+    ]
+    theta = torch.randn(40, 6)
+    _, states = torch.func.stack_module_state(layers)
+    one = copy.deepcopy(layers[0]).to("meta")
+
+    def loss(theta, state):
+        return torch.func.functional_call(one, state, (theta,)).square().sum()
+
+    with pytest.warns(UserWarning, match="beta is 0"):
+        found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(theta, states)
+    for gradient, layer in zip(found, layers, strict=True):
+        leaf = theta.clone().requires_grad_()
+        layer(leaf).square().sum().backward()
+        assert torch.equal(gradient, leaf.grad) and leaf.grad.any() == (layer is layers[1])
+
+
+class Counted(AdaptiveTargetDistribution):
+    """One that keeps more than its base, and binds a buffer anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.part = torch.nn.Linear(2, 2)
+
+    def update(self, difference, dy):
+        self.passes = self.passes + 1
+        super().update(difference, dy)
+
+
+def test_what_a_subclass_keeps_is_no_part_of_the_state():
+    layer = MAPLayer(select_two, aimle(target_distribution=Counted()))
+    theta = torch.randn(3, 6, requires_grad=True)
+    for z in [layer(theta) for _ in range(3)]:  # several forward passes before any backward pass
+        z.sum().backward()
+    target = layer.half().target_distribution
+    assert (target.passes, target.passes.dtype, target.part.weight.dtype) == (3, torch.half, torch.half)
+    assert target._state.dtype == torch.float64 and target.previous_beta_update != 0
+    assert {tensor.device.type for tensor in layer.to("meta").state_dict().values()} == {"meta"}
+
+
+def test_a_theta_without_numbers_leaves_the_state_alone():
+    target = AdaptiveTargetDistribution(initial_beta=0.3)
+    layer = aimle(select_two, target_distribution=target)
+    layer(torch.randn(3, 6, device="meta", requires_grad=True)).sum().backward()
+    assert state(target) == state(AdaptiveTargetDistribution(initial_beta=0.3))
 
 
 def test_evaluation_moves_nothing():
