@@ -53,5 +53,5 @@ $(READY): requirements.txt pyproject.toml
 $(OLDEST)/.ready: pyproject.toml
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		"torch==2.4.*" "numpy<2.3" scipy networkx==3.4.2 hypothesis pytest pytest-xdist
+		"torch==2.4.*" "numpy<2.3" scipy pebble networkx==3.4.2 hypothesis pytest pytest-xdist
 	touch $@

@@ -30,7 +30,7 @@ READ_BY_EXPERIMENTS = {
     "aaai23.plots",
     "aaai23.synth.config",
 }
-HEAVY = ["gensim", "sklearn", "scipy", "matplotlib", "wandb", "networkx", "pandas"]
+HEAVY = ["gensim", "sklearn", "scipy", "matplotlib", "wandb", "networkx", "pandas", "pebble"]
 
 
 @functools.cache
@@ -99,7 +99,9 @@ def test_the_library_imports_torch_and_nothing_else():
     pairs = imports("imle", lazy=False)
     assert len(pairs) > 20
     assert [pair for pair in pairs if floor(pair[1]) not in allowed] == []
-    assert [pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy", "scipy", "tqdm"}] == []
+    assert [
+        pair for pair in imports("imle") if floor(pair[1]) not in allowed | {"numpy", "scipy", "tqdm", "pebble"}
+    ] == []
 
 
 def test_the_rest_of_the_library_does_not_know_the_wrapper_nor_the_diagnostics():

@@ -6,14 +6,12 @@ import contextlib
 import functools
 import importlib
 import inspect
-import itertools
 import math
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
@@ -22,9 +20,9 @@ from torch import Tensor
 from imle._numerics import name_rows
 from imle.solver import assign, own
 from imle.solvers._checks import check_floating
-from imle.solvers._pool import Failure, Here, Instance, Processes, Solve, Threads
+from imle.solvers._pool import Chunk, Failure, Here, Outcomes, Processes, Solve, Threads, words
 
-_CHUNKS_PER_WORKER = 4  # enough to even out instances of unequal difficulty
+_CHUNKS_PER_PROCESS = 4  # enough to even out instances of unequal difficulty
 
 
 class BatchedSolver:
@@ -35,15 +33,16 @@ class BatchedSolver:
 
     def __init__(
         self,
-        solver: Callable[..., Any] | None,
+        solver: Callable[..., Any] | None = None,
         *,
         instance: Literal["numpy", "torch"] = "numpy",
         workers: int = 0,
         executor: Literal["thread", "process"] = "thread",
         factory: Callable[[], Callable[..., Any]] | None = None,
         timeout: float | None = None,
-        on_error: Literal["raise", "skip", "previous"] = "raise",
+        on_error: Literal["raise", "skip"] = "raise",
         progress: bool = False,
+        minimises: bool | None = None,
     ) -> None:
         if factory is not None and solver is not None:
             raise TypeError("give a solver or a factory that makes one, not both")
@@ -51,12 +50,13 @@ class BatchedSolver:
             raise TypeError(f"solver must be a function of one instance; it is {solver!r}")
         if factory is not None and not callable(factory):
             raise TypeError(f"factory must be a function that makes a solver; it is {factory!r}")
-        if instance not in ("numpy", "torch"):
-            raise ValueError(f"instance must be 'numpy' or 'torch'; it is {instance!r}")
-        if executor not in ("thread", "process"):
-            raise ValueError(f"executor must be 'thread' or 'process'; it is {executor!r}")
-        if on_error not in ("raise", "skip", "previous"):
-            raise ValueError(f"on_error must be 'raise', 'skip' or 'previous'; it is {on_error!r}")
+        for name, value, known in [
+            ("instance", instance, ("numpy", "torch")),
+            ("executor", executor, ("thread", "process")),
+            ("on_error", on_error, ("raise", "skip")),
+        ]:
+            if value not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}; it is {value!r}")
         if workers < 0:
             raise ValueError(f"workers must be 0 (none) or a positive number; it is {workers}")
         if timeout is not None and not 0 < timeout < math.inf:
@@ -79,12 +79,13 @@ class BatchedSolver:
         self.timeout = timeout
         self.on_error = on_error
         self.progress = progress
-        self.may_skip = on_error != "raise"
+        self.minimises = _direction(solver, minimises)
+        """Whether the solver minimises; None: nobody says. Estimators read it."""
+        self.may_skip = on_error == "skip"
         """Whether rows of the answer may be NaN; an estimator gives them no gradient."""
         self.failed: Tensor | None = None
-        """`[B]`, which instances of the last call had no answer of their own."""
-        self._previous: dict[Hashable, Tensor] = {}
-        self._pool: Here | Threads | Processes | None = None
+        """`[B]`, which instances of the last call had no answer."""
+        self._pool: Here | Threads | None = None
         self._pool_owner = 0
 
     def __call__(self, theta: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -94,34 +95,37 @@ class BatchedSolver:
         check_floating("theta", theta)
         if len(theta) == 0:
             return torch.zeros_like(theta)
-        if "instance_ids" in kwargs or self.on_error == "previous":
-            kwargs["instance_ids"] = _ids(kwargs.get("instance_ids"), len(theta))
+        if kwargs.get("instance_ids") is not None:
+            kwargs["instance_ids"] = _ids(kwargs["instance_ids"], len(theta))
         outcomes = self._solve(self._split(theta, args, kwargs))
-        if not self.may_skip:
-            self.failed = torch.zeros(len(theta), dtype=torch.bool)
-            return _stack(outcomes).to(device=theta.device, dtype=theta.dtype)
-        return self._with_gaps(outcomes, theta, kwargs.get("instance_ids"))
+        solved = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Failure)}
+        z = _stack(solved).to(device=theta.device, dtype=theta.dtype) if solved else theta
+        self.failed = torch.zeros(len(theta), dtype=torch.bool)
+        return self._with_gaps(z, list(solved), outcomes) if self.may_skip else z
+
+    def __repr__(self) -> str:
+        parts = [getattr(self.solver, "__name__", repr(self.solver))] if self.factory is None else []
+        for name, option in inspect.signature(BatchedSolver).parameters.items():
+            value = getattr(self, name)
+            if name != "solver" and value != option.default:
+                parts.append(f"{name}={getattr(value, '__name__', repr(value))}")
+        return f"batched({', '.join(parts)})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # As functions do: one that a module holds under its own name is pickled as that name. The solver under
         # the decorator could not be pickled at all, for its name now leads here, or to a decorator over this one.
-        module, name = getattr(self, "__module__", ""), getattr(self, "__qualname__", "")
-        for depth, found in enumerate(_wrappers(module, name)):
-            if found is self:
-                return _by_name, (module, name, depth)
-        return super().__reduce_ex__(protocol)
+        by_name = self.__module__, getattr(self, "__qualname__", "")
+        named = self.__module__ in sys.modules and _by_name(*by_name) is self
+        return (_by_name, by_name) if named else super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None, "_previous": {}, "failed": None}
+        return self.__dict__ | {"_pool": None, "failed": None}
 
     def make(self) -> Solve:
-        """Return the function of one instance that a worker calls; what a process is sent."""
-        return self._recipe()()
+        """Return the function of a chunk that a worker calls; what a process is sent."""
+        return _make(self.solver, self.factory, self.may_skip)
 
-    def _recipe(self) -> _Recipe:
-        return _Recipe(self.solver, self.factory, self.may_skip, self.on_error == "previous")
-
-    def _split(self, theta: Tensor, args: tuple, kwargs: dict[str, Any]) -> list[Instance]:
+    def _split(self, theta: Tensor, args: tuple, kwargs: dict[str, Any]) -> Chunk:
         """Return the index and the positional and named arguments of each instance."""
         batch = len(theta)
         as_given = _as_numpy if self.instance == "numpy" else _detached
@@ -139,66 +143,50 @@ class BatchedSolver:
             for i in range(batch)
         ]
 
-    def _solve(self, instances: list[Instance]) -> list[Any]:
+    def _solve(self, instances: Chunk) -> list[Any]:
         """Return the outcome of each instance: a tensor or, unless that is an error, a failure."""
         outcomes: list[Any] = [None] * len(instances)
-        size = 1 if self.timeout else -(-len(instances) // (_CHUNKS_PER_WORKER * max(1, self.workers)))
-        chunks = [instances[first : first + size] for first in range(0, len(instances), size)]
-        name = getattr(self, "__name__", None)
+        in_chunks = self.workers and self.executor == "process" and not self.timeout
+        size = -(-len(instances) // (_CHUNKS_PER_PROCESS * self.workers)) if in_chunks else 1
         bar: Any = contextlib.nullcontext()
-        if self.progress:
-            bar = _tqdm()(total=len(instances), desc=name, leave=False, disable=None)  # None: where there is a terminal
+        if self.progress:  # disable=None: where there is no terminal
+            bar = _tqdm()(total=len(instances), desc=getattr(self, "__name__", None), leave=False, disable=None)
         with bar as bar:
 
             def done(i: int, outcome: Any) -> None:
-                if isinstance(outcome, Failure):
-                    if isinstance(outcome.cause, _NoNumbers):
-                        raise TypeError(str(outcome.cause)) from outcome.cause.__cause__
-                    if not self.may_skip:
-                        raise RuntimeError(f"the solver failed on instance {i}: {outcome.reason}") from outcome.cause
+                if isinstance(outcome, Failure) and not self.may_skip:
+                    raise RuntimeError(f"the solver failed on instance {i}: {outcome.reason}") from outcome.cause
                 outcomes[i] = outcome
                 if bar is not None:
                     bar.update()
 
-            self._started_pool().run(chunks, done)
+            self._started_pool().run([instances[i : i + size] for i in range(0, len(instances), size)], done)
         return outcomes
 
-    def _with_gaps(self, outcomes: list[Any], theta: Tensor, ids: list[Hashable] | None) -> Tensor:
-        """Return the stacked results, with NaN or the previous solution for instances that have none."""
-        solved = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Failure)}
-        shape = next(iter(solved.values())).shape if solved else theta.shape[1:]
-        z = theta.new_full((len(theta), *shape), torch.nan)
-        if solved:
-            z[list(solved)] = _stack(outcomes).to(z)
-        failed = ~z.flatten(1).isfinite().all(dim=1).cpu()
-        self.failed = failed
+    def _with_gaps(self, found: Tensor, solved: list[int], outcomes: list[Any]) -> Tensor:
+        """Return the results, with NaN for instances that have none."""
+        z = found.new_full((len(outcomes), *found.shape[1:]), torch.nan)
+        z[solved] = found[: len(solved)]
+        self.failed = failed = ~z.flatten(1).isfinite().all(dim=1).cpu()
         z[failed] = torch.nan
-        if self.on_error == "previous" and ids is not None:
-            for i, key in enumerate(ids):
-                if not failed[i]:
-                    self._previous[key] = z[i].clone()
-                elif key in self._previous and self._previous[key].shape == shape:
-                    z[i] = self._previous[key]
         if failed.any():
             i = int(failed.nonzero()[0])
             reason = outcomes[i].reason if isinstance(outcomes[i], Failure) else "its answer is not finite"
-            remedy = "previous solutions stand for them" if self.on_error == "previous" else "they are left out"
             warnings.warn(
-                f"the solver failed on {name_rows(failed[:, None])} of {len(theta)}, and {remedy}; instance {i}: "
+                f"the solver failed on {name_rows(failed[:, None])} of {len(z)}, and they are left out; instance {i}: "
                 f"{reason}",
                 stacklevel=3,
             )
         return z
 
-    def _started_pool(self) -> Here | Threads | Processes:
+    def _started_pool(self) -> Here | Threads:
         """Return the pool, started at the first call in this process."""
-        if self._pool is None or self._pool.closed or self._pool_owner != os.getpid():
-            if not self.workers:
-                self._pool = Here(self._recipe())
-            elif self.executor == "thread":
-                self._pool = Threads(self._recipe(), self.workers, not self.may_skip)
+        if self._pool is None or self._pool_owner != os.getpid():
+            if self.workers and self.executor == "process":
+                self._pool = Processes(self._pickled(), self.workers, self.timeout)
             else:
-                self._pool = Processes(self._pickled(), self.workers, self.timeout, not self.may_skip)
+                make = functools.partial(_make, self.solver, self.factory, self.may_skip)  # not self: the pool is its
+                self._pool = Threads(make, self.workers) if self.workers else Here(make)
             self._pool_owner = os.getpid()
         return self._pool
 
@@ -218,8 +206,9 @@ class _Options(TypedDict, total=False):
     workers: int
     executor: Literal["thread", "process"]
     timeout: float | None
-    on_error: Literal["raise", "skip", "previous"]
+    on_error: Literal["raise", "skip"]
     progress: bool
+    minimises: bool | None
 
 
 @overload
@@ -230,17 +219,7 @@ def batched(
 ) -> BatchedSolver: ...
 @overload
 def batched(solver: None = None, **options: Unpack[_Options]) -> Callable[[Callable[..., Any]], BatchedSolver]: ...
-def batched(
-    solver: Callable[..., Any] | None = None,
-    *,
-    instance: Literal["numpy", "torch"] = "numpy",
-    workers: int = 0,
-    executor: Literal["thread", "process"] = "thread",
-    factory: Callable[[], Callable[..., Any]] | None = None,
-    timeout: float | None = None,
-    on_error: Literal["raise", "skip", "previous"] = "raise",
-    progress: bool = False,
-) -> BatchedSolver | Callable[[Callable[..., Any]], BatchedSolver]:
+def batched(solver: Any = None, **options: Any) -> Any:
     """Lift a solver of one instance to a solver of a batch.
 
     The result is called as `solver(theta, *args, **kwargs)` with theta [B, ...] and returns a tensor [B, ...] on
@@ -248,15 +227,14 @@ def batched(
     tensors and arrays whose first dimension is B, lists and tuples of B objects, also within other lists, tuples and
     dicts. Everything else is passed as it is, and so is what `imle.solver.shared` marks. Tensors and arrays are copied
     for each instance: a solver may write on them. The result can be copied and pickled wherever the solver can; pools
-    and previous solutions stay behind.
-
-    Ctrl-C does not wait for solvers that are running. Processes are ended; threads end at the next line of Python that
-    they reach, and one that reaches none, within compiled code, is left behind, where it does not hold up the
-    interpreter's end. The next call starts a new pool.
+    stay behind.
 
     A warm start: the named argument `instance_ids`, a tensor or list of B numbers or words, reaches the solver as a
     plain number or word, by which it can keep and find what it knows about an instance. An estimator repeats them for
     its samples. In processes each worker has a cache of its own, and an instance comes to any of them.
+
+    After an error or Ctrl-C, which wait for no solver, the next call starts new workers. Processes are ended; threads
+    end with the instance that they are at, and only the interpreter's end waits for them.
 
     Args:
         solver: a function of one instance. It returns an array, a tensor or a list of numbers, of the same shape
@@ -267,29 +245,30 @@ def batched(
         workers: 0 solves in the calling thread; more solve as many instances at a time, in a pool that starts at
             the first call and is used again by later ones.
         executor: kind of pool. "thread" suits solvers that release the interpreter lock (most compiled ones) or
-            wait for something; "process" suits pure Python. Processes import the solver afresh, so it must be at the
-            top level of a module, a script must keep its calls under `if __name__ == "__main__":`, and the first
-            call waits for the imports.
+            wait for something; "process" suits pure Python, and needs pebble. Processes import the solver afresh, so
+            it must be at the top level of a module, a script must keep its calls under `if __name__ == "__main__":`,
+            and the first call waits for the imports.
         factory: a function without arguments that makes a solver, in place of `solver`: for an object with a state,
             such as a model that is changed and solved again. Each worker calls it once, without workers the calling
             thread does, so that no two threads share a solver, and nothing but the factory is pickled.
-        timeout: seconds for an instance. A process that runs over is ended, with the processes that it has started,
-            and replaced, which costs the imports again. Threads cannot be ended: it needs executor="process".
-        on_error: what becomes of an instance whose solver raises, returns None or a number that is not finite, runs
-            over, or ends its process (which is replaced). "raise" raises an error that names it. "skip" answers NaN in
-            its row, which an estimator takes for a gradient of zero, and warns once a call; `failed` [B] says which.
-            "previous" answers the last solution of the instance with its id in `instance_ids`, and NaN where there is
-            none; the ids are passed to solvers that take them.
+        timeout: seconds for an instance, to a tenth. A process that runs over is ended, with the processes that it has
+            started, and replaced, which costs the imports again. Threads cannot be ended: it needs executor="process".
+        on_error: what becomes of an instance whose solver raises, returns no numbers, runs over, or ends its process
+            (which is replaced; instances that it was sent with that one are solved again). "raise" raises an error
+            that names it. "skip" answers NaN in its row, as in that of an answer that is not finite, which an estimator
+            takes for a gradient of zero, and warns once a call; `failed` [B] says which.
         progress: show a bar of solved instances on a terminal; needs tqdm.
+        minimises: whether the solver looks for the least, kept as an attribute. None: what its own attribute
+            `minimises` says, if it has one.
 
     Raises:
-        ImportError: progress without tqdm; in a call: instances in numpy without numpy.
-        TypeError: solver is not callable; in a call: theta is not floating point, the solver returned no numbers, or
-            processes cannot import it.
-        ValueError: an option is none of the above, or a timeout is asked of threads; in a call: theta has no batch
-            dimension, results differ in shape, or `instance_ids` are missing or not B.
-        RuntimeError: in a call: the solver failed (the message names the instance, the cause is attached), or it could
-            not be made or a worker process not started.
+        ImportError: progress without tqdm; in a call: processes without pebble, instances in numpy without numpy.
+        TypeError: solver is not callable; in a call: theta is not floating point, or processes cannot import the
+            solver or load an argument.
+        ValueError: an option is none of the above, a timeout is asked of threads, or `minimises` contradicts the
+            solver; in a call: theta has no batch dimension, results differ in shape, or `instance_ids` are not B.
+        RuntimeError: in a call: the solver failed (the message names the instance; the cause is attached, from
+            processes in words), or it could not be made or a worker process not started.
 
     Example:
         >>> @batched
@@ -298,73 +277,46 @@ def batched(
         >>> argmax(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.4, 0.3]]))
         tensor([[0., 1., 0.],
                 [1., 0., 0.]])
-
-        A solver with a state, one for each thread:
-
-        >>> class Model:
-        ...     def solve(self, theta):
-        ...         self.costs = theta
-        ...         return self.costs > 0
-        >>> batched(factory=lambda: Model().solve, workers=2)(torch.tensor([[0.3, -0.1], [-0.4, 0.2]]))
-        tensor([[1., 0.],
-                [0., 1.]])
     """
-    lift = functools.partial(
-        BatchedSolver,
-        instance=instance,
-        workers=workers,
-        executor=executor,
-        factory=factory,
-        timeout=timeout,
-        on_error=on_error,
-        progress=progress,
-    )
-    return lift if solver is None and factory is None else lift(solver)
+    if solver is None and options.get("factory") is None:
+        return functools.partial(BatchedSolver, **options)
+    return BatchedSolver(solver, **options)
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How a worker comes by its function of one instance."""
-
-    solver: Callable[..., Any] | None
-    factory: Callable[[], Callable[..., Any]] | None
-    none_is_failure: bool
-    ids_if_taken: bool
-
-    def __call__(self) -> Solve:
-        solver = self.solver if self.factory is None else self.factory()
-        if not callable(solver):
-            raise TypeError(f"factory must return a function of one instance; it returned {solver!r}")
-        without_ids = self.ids_if_taken and not _takes_ids(solver)
-
-        def solve(i: int, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-            args, kwargs = tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
-            if without_ids:
-                del kwargs["instance_ids"]
-            result = solver(*args, **kwargs)
-            if result is None and self.none_is_failure:
-                raise ValueError("the solver returned None")
-            return _to_tensor(result, i)
-
-        return solve
+batched.__signature__ = inspect.signature(BatchedSolver)  # type: ignore[attr-defined]
 
 
-class _NoNumbers(TypeError):
-    """A solver's answer is nothing that a tensor can be made of."""
+def _make(solver: Any, factory: Callable[[], Any] | None, may_skip: bool) -> Solve:
+    """Return the function of a chunk, which goes on after a failure where one may be skipped."""
+    solver = solver if factory is None else factory()
+    if not callable(solver):
+        raise TypeError(f"factory must return a function of one instance; it returned {solver!r}")
+
+    def solve(chunk: Chunk) -> Outcomes:
+        outcomes: Outcomes = []
+        for i, args, kwargs in chunk:
+            try:
+                result = solver(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
+                outcomes.append((i, _to_tensor(result)))
+            except Exception as error:
+                outcomes.append((i, Failure(words(error), error)))
+                if not may_skip:
+                    break
+        return outcomes
+
+    return solve
 
 
-def _takes_ids(solver: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(solver).parameters.values()
-    except (TypeError, ValueError):  # compiled ones may have none
-        return False
-    return any(each.name == "instance_ids" or each.kind is each.VAR_KEYWORD for each in parameters)
+def _direction(solver: Any, minimises: bool | None) -> bool | None:
+    """Return whether a solver minimises, by its own word or the option."""
+    own_word = getattr(solver, "minimises", None)
+    if minimises is None or own_word in (None, minimises):
+        return own_word if minimises is None else minimises
+    raise ValueError(f"minimises={minimises} contradicts the solver's own attribute, minimises={own_word}")
 
 
 def _ids(ids: Any, batch: int) -> list[Hashable]:
     """Return ids as plain numbers or words: tensors of equal numbers are not equal keys of a dict."""
-    if ids is None:
-        raise ValueError("on_error='previous' knows instances by their ids; call with instance_ids=, one for each row")
     ids = list(ids.tolist() if hasattr(ids, "tolist") and ids.ndim else ids)
     if len(ids) != batch:
         raise ValueError(f"there must be one of instance_ids for each row of theta; they are {len(ids)} for {batch}")
@@ -389,7 +341,7 @@ def _as_numpy(value: Any) -> Any:
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _to_tensor(result: Any, i: int) -> Tensor:
+def _to_tensor(result: Any) -> Tensor:
     """Return a solver's result in memory of its own: the solver may write its next result on the same."""
     if isinstance(result, Tensor):
         return result.detach().clone()
@@ -400,23 +352,21 @@ def _to_tensor(result: Any, i: int) -> Tensor:
             return torch.tensor(result, dtype=torch.float64)
         return torch.from_numpy(numpy.array(result, order="C"))
     except (TypeError, ValueError) as error:
-        raise _NoNumbers(
-            f"the solver returned {type(result).__name__} for instance {i}; return an array, a tensor or a list of "
-            f"numbers, all of one shape"
+        raise TypeError(
+            f"it returned {type(result).__name__}; return an array, a tensor or a list of numbers, all of one shape"
         ) from error
 
 
-def _stack(outcomes: list[Any]) -> Tensor:
-    """Return the results among the outcomes as one tensor."""
-    results = [(i, outcome) for i, outcome in enumerate(outcomes) if not isinstance(outcome, Failure)]
-    first, shape = results[0][0], results[0][1].shape
-    for i, result in results:
+def _stack(results: dict[int, Tensor]) -> Tensor:
+    """Return the results of instances as one tensor."""
+    first, shape = next((i, result.shape) for i, result in results.items())
+    for i, result in results.items():
         if result.shape != shape:
             raise ValueError(
                 f"the solver returned shape {tuple(result.shape)} for instance {i} and {tuple(shape)} for instance "
                 f"{first}; all must be the same"
             )
-    return torch.stack([result for _, result in results])
+    return torch.stack(list(results.values()))
 
 
 def _tqdm() -> Any:
@@ -427,17 +377,11 @@ def _tqdm() -> Any:
     return tqdm
 
 
-def _wrappers(module: str, name: str) -> Iterator[Any]:
-    """Yield what a module holds under a name, and what that wraps, and so on."""
-    found: Any = sys.modules.get(module)
+def _by_name(module: str, name: str) -> Any:
+    """Return what was lifted under a name of a module, below the decorators over it; what unpickling calls."""
+    found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    while found is not None:
-        yield found
+    while found is not None and not isinstance(found, BatchedSolver):
         found = getattr(found, "__wrapped__", None)
-
-
-def _by_name(module: str, name: str, depth: int) -> Any:
-    """Return what lies `depth` decorators below a module's name; what unpickling calls."""
-    importlib.import_module(module)
-    return next(itertools.islice(_wrappers(module, name), depth, None))
+    return found
