@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from imle._numerics import traces
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,11 +49,7 @@ def kept(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        traced = (
-            torch.compiler.is_compiling()
-            or _get_current_dispatch_mode() is not None
-            or torch._C._are_functorch_transforms_active()
-        )
+        traced = torch.compiler.is_compiling() or traces() or torch._C._are_functorch_transforms_active()
         with torch.inference_mode(False), torch.no_grad():
             return (function if traced else cached)(*args, **kwargs)  # type: ignore[arg-type]
 

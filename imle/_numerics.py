@@ -13,13 +13,21 @@ def host_may_wait(x: Tensor) -> bool:
     """Whether looking at the numbers of x is free: on the CPU it is, elsewhere the host would wait for the device.
 
     Under `torch.func.vmap` there are many numbers where there seems to be one, and none may be looked at; in
-    `torch.export` there are none.
+    `torch.export`, `make_fx` or a fake mode there are none.
     """
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return False
         x = torch._C._functorch.get_unwrapped(x)
-    return x.device.type == "cpu" and not is_compiling()
+    return x.device.type == "cpu" and not is_compiling() and not traces()
+
+
+def traces() -> bool:
+    """Whether a mode of torch's is on that writes down what is done, or stands in for numbers."""
+    modes = torch._C._TorchDispatchModeKey
+    return torch._C._len_torch_dispatch_stack() > 0 and any(
+        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY)
+    )
 
 
 def lacks_float64(device: torch.device) -> bool:

@@ -366,6 +366,8 @@ def _is_array(value: Any) -> bool:
 
 
 def _as_tensor(answer: Any) -> Tensor:
+    if isinstance(answer, Tensor):  # which torch.as_tensor would move to another default device
+        return answer
     try:
         return torch.as_tensor(answer)
     except (TypeError, ValueError, RuntimeError) as error:

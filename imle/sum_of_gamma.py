@@ -1,9 +1,11 @@
 """The Sum-of-Gamma distribution: its quantiles, tabulated once from the exact law, and how draws are read from them."""
 
+import functools
 import math
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from imle._compile import eager, kept
 
@@ -30,7 +32,7 @@ def quantiles_of_scores_(scores: Tensor, table: tuple[Tensor, Tensor]) -> Tensor
 @kept
 def table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return quantiles of SoG(k, s) at the cells' lower ends and their rises over the cells, [cells + 1] each."""
-    values = _quantiles(k, s)
+    values = torch.tensor(_quantiles(k, s), dtype=torch.float64, device="cpu")
     rises = torch.cat([values.diff(), values.new_zeros(1)])
     return values.to(dtype).to(device), rises.to(dtype).to(device)
 
@@ -41,9 +43,10 @@ def table(k: float, s: int, dtype: torch.dtype, device: torch.device) -> tuple[T
 # inverse Fourier transform of the characteristic function does not converge where rho is small.
 
 
-@kept
-def _quantiles(k: float, s: int) -> Tensor:
-    """Return the quantiles of SoG(k, s) at equally spaced normal scores, [cells + 1], in float64 on the CPU."""
+@functools.lru_cache(maxsize=64)
+@_disable_current_modes()
+def _quantiles(k: float, s: int) -> list[float]:
+    """Return the quantiles of SoG(k, s) at equally spaced normal scores, cells + 1 numbers, whatever torch traces."""
     shapes, scales, offset = _gamma_terms(k, s)
     unit = scales.min()
     mixture = _Mixture(shapes, unit / scales)
@@ -57,7 +60,7 @@ def _quantiles(k: float, s: int) -> Tensor:
         )
     scores, slopes = mixture.scores(log_y)
     table = _linspace(-_SCORE_LIMIT, _SCORE_LIMIT, _CELLS + 1)
-    return _cubic_interpolation(table, scores, log_y, slopes).exp() * unit + offset
+    return (_cubic_interpolation(table, scores, log_y, slopes).exp() * unit + offset).tolist()
 
 
 def _gamma_terms(k: float, s: int) -> tuple[Tensor, Tensor, float]:

@@ -45,7 +45,8 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
     """
     try:
         whole = isinstance(numbers, Integral) and not isinstance(numbers, bool)  # numpy's among them
-        numbers = torch.as_tensor(int(numbers) if whole else numbers).detach()
+        if not isinstance(numbers, Tensor):  # on the host, whatever the default device is
+            numbers = torch.as_tensor(int(numbers) if whole else numbers, device="cpu")
     except (OverflowError, RuntimeError, ValueError) as error:  # Python's numbers have no end
         raise ValueError(f"{name} must be an array of numbers up to 2^63 - 1: {error}") from error
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
@@ -53,7 +54,7 @@ def whole_numbers(name: str, numbers: Any, shapes: tuple[tuple[int, ...], ...]) 
             f"{name} must be whole numbers, not {numbers.dtype}; multiply decimal weights and the capacity by a power "
             "of ten and round them"
         )
-    numbers = numbers.long()  # what of uint64 is beyond it comes out negative
+    numbers = numbers.detach().long()  # what of uint64 is beyond it comes out negative
     if tuple(numbers.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name} must be {expected}; its shape is {list(numbers.shape)}")

@@ -87,60 +87,70 @@ def test_a_layer_in_evaluation_is_exported_for_any_batch_size(name):
     assert torch.equal(solutions(exported(theta)), select_two(theta))
 
 
-# What is kept between calls
+def under_make_fx(layer, theta):
+    return make_fx(lambda theta: layer(theta))(torch.rand_like(theta))(theta)
 
 
-def under_fake_tensors(function, x):
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return function(mode.from_tensor(x))
+def under_a_fake_mode(layer, theta):
+    with FakeTensorMode() as mode:
+        layer(mode.from_tensor(theta))
+    return layer(theta)
 
 
-TRACED = {
-    "export": lambda function, x: torch.export.export(Solver(function), (x,)),
-    "make_fx": lambda function, x: make_fx(lambda theta: function(theta))(x),
-    "make_fx, fake": lambda function, x: make_fx(lambda theta: function(theta), tracing_mode="fake")(x),
-    "fake tensors": under_fake_tensors,
-    "compile": lambda function, x: torch.compile(function, backend="eager")(x),
-    "vmap": lambda function, x: torch.func.vmap(function)(x[None].expand(2, *x.shape)),
-    "inference": lambda function, x: torch.inference_mode()(function)(x),
+def with_default(device=None, dtype=torch.float32):
+    def call(layer, theta):
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device or "cpu"):
+                return layer(theta)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return call
+
+
+WAYS = {  # to run a layer where tensors are not what they seem
+    "export": lambda layer, theta: torch.export.export(layer, (torch.rand_like(theta),)).module()(theta),
+    "make_fx": under_make_fx,
+    "a fake mode": under_a_fake_mode,
+    "compile": lambda layer, theta: torch.compile(layer, backend="eager")(theta),
+    "vmap": lambda layer, theta: torch.vmap(layer, randomness="same")(theta[None])[0],
+    "grad": lambda layer, theta: torch.func.grad(lambda theta: (theta * layer(theta)).sum())(theta),
+    "inference mode": lambda layer, theta: torch.inference_mode()(layer)(theta),
+    "another default device": with_default(device="meta"),
+    "another default dtype": with_default(dtype=torch.bfloat16),
 }
-KEEPING = {  # what has a table of tensors -> of a size that has not been asked for before, and its parameters
-    "shortest_path": lambda n: (shortest_path, (2, 1, n)),
-    "shortest_path_arcs": lambda n: (
-        functools.partial(shortest_path_arcs, arcs=grid_arcs(2, n), source=0, target=2 * n - 1),
-        (2, 3 * n - 2),
-    ),
-    "sum of gamma": lambda n: (
-        lambda x: x + SumOfGammaNoiseDistribution(k=n + 0.7, nb_iterations=7).sample(x.shape),
-        (2, 5),
-    ),
-}
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", TRACED)
-@pytest.mark.parametrize("name", KEEPING)
-def test_what_is_made_while_torch_traces_is_not_kept(name, way):
-    function, shape = KEEPING[name](2 + list(TRACED).index(way))
-    x = torch.rand(shape)
-    try:
-        TRACED[way](function, x)
-    except Exception as error:  # not every function can be traced in every way
-        assert way not in ("export", "compile", "inference") or name == "sum of gamma", error
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = function(x)
-    finally:
-        torch.set_default_dtype(default)
-    assert type(found) is torch.Tensor and not found.is_inference() and found.isfinite().all()
-    assert torch.equal(function(x), found.to(x)) or name == "sum of gamma"
-
-
-@pytest.mark.parametrize("name", ["shortest_path", "shortest_path_arcs"])
-def test_a_layer_of_paths_is_exported_and_the_solver_serves_on(name):
-    solver, shape = KEEPING[name](9)
+@pytest.mark.parametrize("neighbours", [4, 8, None])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_path_needs_is_not_kept_as_it_was_traced(way, neighbours):
+    size = 5 + list(WAYS).index(way)  # of no other test: nothing is kept yet
+    costs = torch.rand(3, size, size + 1)
+    solver, expected = functools.partial(shortest_path, neighbours=neighbours), None
+    if neighbours is None:
+        arcs = grid_arcs(2, size)
+        costs, order = torch.rand(3, arcs.shape[1]), torch.randperm(arcs.shape[1])
+        solver = functools.partial(shortest_path_arcs, arcs=arcs, source=0, target=2 * size - 1)
     layer = MAPLayer(solver, ste()).eval()
-    exported = torch.export.export(layer, (torch.rand(shape),)).module()
-    other = torch.rand(shape)
-    assert torch.equal(exported(other), solver(other))
+    z = WAYS[way](layer, costs)
+    theta = costs.clone().requires_grad_()
+    (layer(theta) * theta).sum().backward()
+    if neighbours is None:  # by names that nothing was kept under
+        expected = torch.zeros_like(costs)
+        expected[:, order] = shortest_path_arcs(costs[:, order], arcs[:, order], 0, 2 * size - 1)
+    else:
+        expected = shortest_path(costs.mT, neighbours).mT
+    for found in (z, layer(costs), theta.grad):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_table_of_noise_is_not_kept_as_it_was_traced(way):
+    k = 2.0 + list(WAYS).index(way) / 16  # of no other test
+    noise = SumOfGammaNoiseDistribution(k, nb_iterations=1, device="cpu")  # Gamma(1/k, 1)
+    layer = Solver(lambda theta: theta + noise.sample(theta.shape, dtype=torch.float64))
+    WAYS[way](layer, torch.zeros(2, 3, dtype=torch.float64))
+    p = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    assert torch.allclose(torch.special.gammainc(p.new_tensor(1 / k), noise.quantile(p)), p)
+    assert noise.sample((5,), dtype=torch.float64).mul(torch.ones(5, requires_grad=True)).sum().backward() is None
