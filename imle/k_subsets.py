@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from imle._compile import eager
 from imle._numerics import host_may_wait, name_rows
-from imle.noise import GumbelNoiseDistribution, draw, not_repeated
+from imle.noise import GumbelNoiseDistribution, draw
 from imle.perturb_and_map import check_reduction
 from imle.solvers import select_k
 
@@ -206,7 +206,7 @@ class KSubsetLayer(nn.Module):
 
     def draw(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return exact draws z `[B*S, ..., N]`, without a gradient."""
-        source = not_repeated(self.generator if generator is None else generator)
+        source = self.generator if generator is None else generator
         return sample(theta, self.k, self.nb_samples, source)
 
     def sample(self, theta: Tensor, generator: torch.Generator | None = None) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from imle import _numerics
 from imle._compile import eager
+from imle.noise import not_repeated
 from imle.solvers._checks import check_floating, sum_dtype, whole_numbers
 
 
@@ -104,7 +105,7 @@ def sample(
     if _numerics.host_may_wait(theta) and broken.any():
         raise FloatingPointError(f"theta is NaN in {_numerics.name_rows(theta.isnan())}")
     z = theta.repeat_interleave(nb_samples, dim=0)
-    uniform = torch.rand(z.shape, dtype=torch.float32, device=z.device, generator=generator)
+    uniform = torch.rand(z.shape, dtype=torch.float32, device=z.device, generator=not_repeated(generator))
     left = torch.full_like(z[..., :1], total.shape[-1] - 1, dtype=torch.long)
     for item, (chance, weight) in reversed(list(enumerate(chances))):
         taken = uniform[..., item, None] < chance.repeat_interleave(nb_samples, dim=0).gather(-1, left)

@@ -61,12 +61,13 @@ def draw(noise: Any, shape: Sequence[int], like: Tensor, generator: torch.Genera
     Raises:
         TypeError: `noise` has no method `sample`, or it returns something else than a tensor.
         ValueError: the result has another shape, or `noise` cannot use the generator.
+        RuntimeError: a generator is named in a backward pass; see `not_repeated`.
 
     Example:
         >>> draw(torch.distributions.Normal(0.0, 1.0), (2, 3), like=torch.zeros(1, dtype=torch.float64)).dtype
         torch.float64
     """
-    name = type(noise).__name__
+    name, generator = type(noise).__name__, not_repeated(generator)
     if not callable(getattr(noise, "sample", None)):
         raise TypeError(f"noise {name} has no method sample(shape); give it one, or use a class of imle.noise")
     if isinstance(noise, SeedableNoiseDistribution):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from imle._compile import eager
 from imle._numerics import beside, host_may_wait, host_sees_finite, is_finite, name_rows, rows_with
-from imle.noise import draw, not_repeated
+from imle.noise import draw
 from imle.solver import BoundSolver, DifferentiableSolver, ReverseMode, Solver
 
 Arguments = ParamSpec("Arguments")
@@ -150,7 +150,7 @@ class Estimator(Generic[Output]):
         if not self.needs_noise:
             return None
         shape = (theta.shape[0], self.rows, *theta.shape[1:])
-        source = not_repeated(self.generator if generator is None else generator)
+        source = self.generator if generator is None else generator
         noise = draw(self.noise_distribution, shape, like=theta, generator=source)
         return noise if sign > 0 else -noise
 
