@@ -52,7 +52,8 @@ def gumbel_softmax(
         tensor([1.0000, 1.0000, 1.0000])
     """
     check_temperature(temperature)
-    soft = torch.softmax(perturbed(logits, 1, generator) / temperature, dim=-1).to(logits.dtype)
+    scores = (perturbed(logits, 1, generator) / temperature).clamp(_LOG_ZERO, -_LOG_ZERO)
+    soft = torch.softmax(scores, dim=-1).to(logits.dtype)
     if not hard:
         return soft
     return straight_through(torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0), soft)
@@ -198,8 +199,9 @@ def spanning_tree_edge_marginals(weights: Tensor, max_range: float = math.inf) -
     if not max_range > 0:
         raise ValueError(f"max_range must be positive, got {max_range}")
     theta = _largest_finite(_at_least_float32(weights))
-    theta = (theta - theta.amax(-1, keepdim=True)).clamp(min=max(-max_range, torch.finfo(theta.dtype).min))
-    if max_range > _negligible(theta.dtype):
+    if max_range < math.inf:
+        theta = (theta - theta.amax(-1, keepdim=True)).clamp(min=-max_range)
+    if max_range > _negligible(theta.dtype):  # from which on nothing is subtracted that is far above
         theta = _narrow_gaps(theta)
     return _gradient(lambda theta: _log_tree_sum(_symmetric_matrix(theta, n)), theta).to(weights.dtype)
 

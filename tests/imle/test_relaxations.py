@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from imle import relaxations as R
 from imle.k_subsets import marginals as k_subset_marginals
 from imle.noise import GumbelNoiseDistribution, draw
-from imle.structures import any_edges, k_subsets, stochastic_softmax
+from imle.structures import any_edges, k_subsets, spanning_trees, stochastic_softmax
 from tests.reference.oracles import all_spanning_trees, all_subsets, exact_marginals
 
 DOUBLE = torch.float64
@@ -579,3 +580,38 @@ def test_the_gpu_computes_the_same():
         torch.testing.assert_close(function(x.cuda()).cpu(), function(x))
     for relaxation in SUBSET_RELAXATIONS:
         assert relaxation(logits.cuda(), 7, 0.5).device.type == "cuda"
+
+
+@pytest.mark.parametrize("far", [1e9, 1e30, math.inf])
+def test_a_weight_far_above_the_others_leaves_their_differences(far):
+    near, rest = torch.full((1,), 60.0), torch.randn(5)
+    expected = R.spanning_tree_edge_marginals(torch.cat([near, rest]))
+    assert torch.allclose(R.spanning_tree_edge_marginals(torch.cat([near * 0 + far, rest])), expected)
+    assert expected[1:].std() > 0.01
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_an_entry_of_infinity_is_surely_chosen(hard):
+    logits = torch.tensor([[0.0, math.inf, 1.0, 3e38]], requires_grad=True)
+    for sample in (R.gumbel_softmax(logits, 0.1, hard=hard), R.concrete_max(logits, 2, 0.1)):
+        assert torch.equal(sample, torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    R.gumbel_softmax(logits, 0.1, hard=hard).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "relax",
+    [
+        lambda theta, generator: R.gumbel_softmax(theta, 0.5, generator=generator),
+        lambda theta, generator: R.concrete_max(theta, 2, 0.5, generator),
+        lambda theta, generator: R.softsub(theta, 2, 0.5, generator),
+        lambda theta, generator: stochastic_softmax(theta, spanning_trees(4), 0.5, generator=generator),
+    ],
+    ids=["gumbel_softmax", "concrete_max", "softsub", "stochastic_softmax"],
+)
+def test_checkpointing_cannot_repeat_a_relaxation_of_ones_own_generator_and_says_so(relax, use_reentrant):
+    theta, generator = torch.randn(3, 6, requires_grad=True), torch.Generator().manual_seed(7)
+    with pytest.raises(RuntimeError, match="draw from torch's own there, generator=None"):
+        soft = checkpoint(lambda theta: relax(theta, generator) * theta, theta, use_reentrant=use_reentrant)
+        soft.square().sum().backward()
