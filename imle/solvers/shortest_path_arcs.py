@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class _Graph:
 
 def _graph_of(arcs: Any, source: int, target: int, device: torch.device) -> _Graph:
     tails, heads = _ends(arcs)
-    return _prepare(tails, heads, source, target, device)
+    return _prepare(tails, heads, operator.index(source), operator.index(target), device)
 
 
 def _ends(arcs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -146,10 +147,14 @@ def _ends(arcs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Raises:
         ValueError: they are not [2, A].
+        TypeError: they are no whole numbers.
     """
     sides = arcs.tolist() if hasattr(arcs, "tolist") else [getattr(side, "tolist", lambda s=side: s)() for side in arcs]
     if len(sides) != 2 or not all(isinstance(side, Sequence) for side in sides) or len(sides[0]) != len(sides[1]):
         raise ValueError("arcs must be tails and heads, [2, A], as many of the one as of the other")
+    for kind in set(map(type, (*sides[0], *sides[1]))):  # before anything is looked up, where 1.0 is 1
+        if not issubclass(kind, Integral) or kind is bool:
+            raise TypeError(f"arcs must be whole numbers, the vertices that they join, not {kind.__name__}")
     return tuple(sides[0]), tuple(sides[1])
 
 
@@ -159,9 +164,6 @@ def _prepare(tails: tuple[int, ...], heads: tuple[int, ...], source: int, target
     count = len(tails)
     if not count:
         raise ValueError("arcs must be at least one; there is none")
-    for vertex in (*tails, *heads):
-        if not isinstance(vertex, Integral) or isinstance(vertex, bool):
-            raise TypeError(f"arcs must be whole numbers, the vertices that they join, not {vertex!r}")
     if min(*tails, *heads) < 0:
         raise ValueError(f"arcs must join vertices from 0 up, not {min(*tails, *heads)}")
     vertices = 1 + max(*tails, *heads)

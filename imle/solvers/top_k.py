@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def select_k(theta: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         >>> select_k(torch.zeros(1, 4), k=3, mask=torch.tensor([[True, False, False, True]]))
         tensor([[1., 0., 0., 1.]])
     """
-    _check(theta, k, smallest_k=0)
+    k = _check(theta, k, smallest_k=0)
     theta = theta.detach()
     if mask is not None:
         theta = _forbid(theta, mask)
@@ -72,18 +73,21 @@ def mathias_select_k(theta: Tensor, k: int) -> Tensor:
         >>> mathias_select_k(torch.tensor([[0.3, 2.0, 2.0, -1.0]]), k=1)
         tensor([[0., 1., 1., 0.]])
     """
-    _check(theta, k, smallest_k=1)
+    k = _check(theta, k, smallest_k=1)
     theta = theta.detach()
     threshold = theta.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     return (theta >= threshold).to(theta.dtype)
 
 
-def _check(theta: Tensor, k: int, smallest_k: int) -> None:
+def _check(theta: Tensor, k: int, smallest_k: int) -> int:
+    """Return k as Python's own number, of whatever kind it is: a tensor is no key and no member of a set."""
     if theta.dim() == 0:
         raise ValueError("theta needs at least one dimension, [B, ..., N]; it is a single number")
     check_floating("theta", theta)
+    k = operator.index(k)
     if not smallest_k <= k <= theta.shape[-1]:
         raise ValueError(f"k must be between {smallest_k} and {theta.shape[-1]}, the entries of a row; it is {k}")
+    return k
 
 
 def _forbid(theta: Tensor, mask: Tensor) -> Tensor:
@@ -95,8 +99,10 @@ def _forbid(theta: Tensor, mask: Tensor) -> Tensor:
     except RuntimeError:
         shapes = f"{tuple(mask.shape)} for parameters {tuple(theta.shape)}"
         raise ValueError(f"mask {shapes} cannot be broadcast; their last dimensions must agree") from None
-    # An allowed -inf still comes before every forbidden entry.
-    return theta.clamp(min=torch.finfo(theta.dtype).min).masked_fill_(~mask, -torch.inf)
+    # An allowed -inf still comes before every forbidden entry, and after every allowed number.
+    lowest = torch.finfo(theta.dtype).min
+    least = torch.where(theta == lowest, lowest * (1 - torch.finfo(theta.dtype).eps), theta)
+    return least.clamp_(min=lowest).masked_fill_(~mask, -torch.inf)
 
 
 def _select_exactly(theta: Tensor, k: int) -> Tensor:

@@ -3,6 +3,7 @@
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
@@ -152,3 +153,9 @@ def test_paths_by_arcs_are_refused_for_what_is_no_graph():
         costs[1, 2] = wrong
         with pytest.raises(FloatingPointError, match="row 1"):
             shortest_path_arcs(costs, arcs, 0, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, torch.tensor])
+def test_source_and_target_may_be_of_any_kind_of_whole_numbers(kind):
+    costs, arcs = torch.rand(3, 12), grid_arcs(3, 3)
+    assert torch.equal(shortest_path_arcs(costs, arcs, kind(0), kind(8)), shortest_path_arcs(costs, arcs, 0, 8))
