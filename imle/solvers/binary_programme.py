@@ -11,6 +11,7 @@ from imle.solvers._checks import broken_rows, check_floating, minimiser, scipy_o
 
 # HiGHS stops within 1e-6 of the best objective: with coefficients up to this number, within 1e-10 of the largest.
 _LARGEST_COEFFICIENT = 1e4
+_INFINITE_WEIGHT = 1e15  # of a constraint, which HiGHS refuses
 
 
 @minimiser(lambda *constraints, maximise=True, **options: not maximise)
@@ -51,7 +52,8 @@ def binary_programme(
         z of theta's shape, dtype and device.
 
     Raises:
-        ValueError: shapes disagree, or nothing meets the constraints of one instance; the message names it.
+        ValueError: shapes disagree, a matrix holds a number of 1e15 or more, or nothing meets the constraints of one
+            instance; the message names it.
         TypeError: theta is not floating point.
         FloatingPointError: theta is NaN, or infinite on the side that the solver likes.
         TimeoutError: an instance was not solved within `time_limit`; the message names it.
@@ -111,6 +113,11 @@ class _Constraint:
         self.matrix = csr_array(matrix if issparse(matrix) else numpy.asarray(matrix, dtype=float))
         if self.matrix.ndim != 2 or self.matrix.shape[1] != length:
             raise ValueError(f"A_{kind} must be a matrix [m, {length}] for N={length}; it is {self.matrix.shape}")
+        if not (abs(self.matrix.data) < _INFINITE_WEIGHT).all():
+            raise ValueError(
+                f"A_{kind} must hold numbers below {_INFINITE_WEIGHT:.0e}, beyond which HiGHS takes them for infinite: "
+                "what no solution may take is said by theta, -inf, or inf to minimise"
+            )
         height = self.matrix.shape[0]
         if bound.shape not in ((height,), (batch, height)):
             expected = f"[{height}] or [{batch}, {height}]"

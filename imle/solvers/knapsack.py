@@ -59,7 +59,8 @@ def knapsack(values: Tensor, weights: Any, capacity: Any) -> Tensor:
     host_knows = _numerics.host_may_wait(weights)
     if host_knows and weights.numel():
         # what weighs more is never taken; sums in float64, which does not turn round at the end of int64
-        largest = min(largest, int(weights.where(weights <= largest, 0).double().sum(dim=-1).max()))
+        fits = weights <= capacity.unsqueeze(-1)
+        largest = min(largest, int(weights.where(fits, 0).double().sum(dim=-1).max()) if len(fits) else 0)
     if largest >= _MOST_CELLS:
         raise ValueError(
             f"a table for capacities up to {largest} is too large: divide weights and capacity by a common factor, or "

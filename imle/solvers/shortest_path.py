@@ -70,13 +70,12 @@ def _non_negative(costs: Tensor) -> Tensor:
     costs = costs.to(sum_dtype(costs)).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
     cells = costs.shape[0] * costs.shape[1]
     costs = in_range(costs.flatten(0, 1), cells, dim=0).view(costs.shape).contiguous()
-    for end in (0, -1):
-        costs[end, end] = costs[end, end].masked_fill(costs[end, end].isinf(), 0.0)
+    costs[-1, -1] = costs[-1, -1].masked_fill(costs[-1, -1].isinf(), 0.0)
     return costs
 
 
 def _distances(costs: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Return what the cheapest way to each cell costs, and the step at which it was found.
+    """Return what the cheapest way to each cell costs, without its start, and the step at which it was found.
 
     For costs [H, W, B], both are [H + 2, W + 2, B], with a border that no path enters.
     """
@@ -84,7 +83,7 @@ def _distances(costs: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     # The batch is the last dimension, so that every slice of cells is made of long contiguous runs.
     distance = costs.new_full((height + 2, width + 2, batch), torch.inf)
     changed_at = torch.zeros_like(distance)
-    distance[1, 1] = costs[0, 0]
+    distance[1, 1] = 0.0  # what the start costs is on every path, and beside a great number others would be lost
     host_may_look = _numerics.host_may_wait(costs)
     for step in range(1, _most_cells(height, width, neighbours) + 1):
         h, w = min(step + 1, height), min(step + 1, width)  # what `step` moves can reach

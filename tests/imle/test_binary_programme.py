@@ -116,3 +116,11 @@ def test_a_binary_programme_is_refused_for_what_it_cannot_answer():
         theta[1, 0] = wrong
         with pytest.raises(FloatingPointError, match="row 1"):
             binary_programme(theta, maximise=maximise)
+
+
+@pytest.mark.parametrize("weight", [2**50, 2**63 - 1, 2**70, math.inf, math.nan])
+@pytest.mark.parametrize("kind", ["ub", "eq"])
+def test_a_constraint_that_counts_beyond_what_the_solver_can_is_refused_as_such(kind, weight):
+    limits = {f"A_{kind}": [[1, 1, weight]], f"b_{kind}": [1]}
+    with pytest.raises(ValueError, match=f"A_{kind} must hold numbers below 1e.15"):
+        binary_programme(torch.ones(1, 3), **limits)

@@ -145,3 +145,15 @@ def test_weights_may_be_of_any_kind_of_whole_numbers(dtype):
 
 def test_values_at_the_end_of_their_range_do_not_become_equal():
     assert knapsack(torch.tensor([[2e38, 3e38, 1e38]]), [1, 1, 1], 1).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_what_fits_into_no_capacity_of_its_own_row_does_not_make_the_table_larger():
+    values, weights = torch.ones(2, 3), torch.tensor([[2**40, 1, 1], [1, 1, 1]])
+    assert knapsack(values, weights, torch.tensor([2, 2**62])).tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_weights_are_the_hosts_own_whatever_the_default_device_is():
+    values, weights = torch.rand(2, 3), [1, 2, 3]
+    expected = knapsack(values, weights, 3)
+    with torch.device("meta"):
+        assert torch.equal(knapsack(values, weights, 3), expected)

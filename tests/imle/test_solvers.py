@@ -211,6 +211,23 @@ def test_top_k_without_ties_is_the_same_under_both_rules_and_any_monotone_map(so
     assert torch.equal(solver(theta, 4), select_k(theta.exp() * 3 - 1, 4))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, torch.tensor])
+@pytest.mark.parametrize("solver", [select_k, mathias_select_k])
+def test_k_may_be_of_any_kind_of_whole_numbers(solver, kind):
+    theta = torch.randn(4000, 20)  # rows enough for the sorting network
+    assert torch.equal(solver(theta, kind(2)), solver(theta, 2))
+    with pytest.raises(TypeError, match="integer"):
+        solver(theta, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_allowed_minus_infinity_comes_after_the_least_number(dtype):
+    theta = torch.tensor([[-math.inf, torch.finfo(dtype).min, 0, -math.inf]], dtype=dtype)
+    mask = torch.tensor([True, True, True, False])
+    assert select_k(theta, 2, mask).tolist() == [[0, 1, 1, 0]]
+    assert select_k(theta, 3, mask).tolist() == [[1, 1, 1, 0]]
+
+
 def test_mathias_select_k_does_not_depend_on_memory_layout_or_leading_dimensions():
     theta = torch.randint(0, 5, (4, 3, 8)).double()
     z = mathias_select_k(theta, 3)
@@ -567,6 +584,14 @@ def test_finite_costs_count_beside_an_infinite_start():
     costs = torch.tensor([[[math.inf, 5, 5, 1], [1, 1, 5, 1], [9, 1, 1, 1]]])
     expected = torch.tensor([[[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]]])
     assert torch.equal(shortest_path(costs, neighbours=4), expected)
+
+
+@pytest.mark.parametrize("start", [math.inf, 1e38, 1e9, -3.0])
+def test_a_path_does_not_depend_on_what_its_ends_cost(start):
+    costs = torch.rand(30, 4, 4)
+    expected = shortest_path(costs)
+    costs[:, 0, 0] = costs[:, -1, -1] = start
+    assert torch.equal(shortest_path(costs), expected)
 
 
 def test_a_grid_that_walls_cut_in_two_is_named(no_waiting):
