@@ -274,8 +274,10 @@ def test_the_examples_of_solvers_of_ones_own_run():
 
 
 def test_the_example_of_the_solvers_page_runs():
-    paths = python_of("docs/solvers.md")["z"]
-    assert torch.equal(paths.sum(dim=1), torch.full((32,), 8.0))
+    names = python_of("docs/solvers.md")
+    assert torch.equal(names["z"].sum(dim=1), torch.full((32,), 8.0))
+    costs, arcs = torch.rand(50, 5), torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 1, 1]])  # 0 -> 1 -> 3, 0 -> 2 -> 1 -> 3
+    assert torch.equal(names["cheapest_path"](costs), arcs[(costs @ arcs.T.float()).argmin(dim=1)].float())
 
 
 def test_the_example_of_gathered_rows_has_a_gradient():
