@@ -189,11 +189,11 @@ class _Context(SpawnContext):
 
 # In a worker process
 
-_solve: Callable[[Chunk], Any]
+_solve: Solve | Failure
 
 
 def _begin(make: bytes) -> None:
-    """Make the solver; what comes in its way is the answer to every chunk."""
+    """Make the solver; why there is none is the answer to every chunk."""
     global _solve
     with contextlib.suppress(AttributeError):
         os.setpgid(0, 0)  # what the solver starts is ended with it
@@ -201,14 +201,13 @@ def _begin(make: bytes) -> None:
     try:
         _solve = pickle.loads(make)()
     except Exception as error:
-        failure = Failure(words(error), error)
-        _solve = lambda chunk: failure  # noqa: E731
+        _solve = Failure(words(error), error)
 
 
 def _serve(message: bytes) -> bytes:
     """Solve a chunk. It comes and goes as bytes: what cannot be loaded would stop the pool."""
     try:
-        outcomes = _solve(pickle.loads(message))
+        outcomes = _solve if isinstance(_solve, Failure) else _solve(pickle.loads(message))
         print(end="", flush=True)  # what the solver has printed, for the process may be ended at any time
         return _dumps(outcomes)
     except BaseException:  # such as SystemExit

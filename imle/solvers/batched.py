@@ -98,10 +98,11 @@ class BatchedSolver:
         if kwargs.get("instance_ids") is not None:
             kwargs["instance_ids"] = _ids(kwargs["instance_ids"], len(theta))
         outcomes = self._solve(self._split(theta, args, kwargs))
-        solved = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Failure)}
-        z = _stack(solved).to(device=theta.device, dtype=theta.dtype) if solved else theta
-        self.failed = torch.zeros(len(theta), dtype=torch.bool)
-        return self._with_gaps(z, list(solved), outcomes) if self.may_skip else z
+        z = _stack(outcomes, theta)
+        self.failed = torch.zeros(len(z), dtype=torch.bool)
+        if self.may_skip:
+            self._leave_out(z, outcomes)
+        return z
 
     def __repr__(self) -> str:
         parts = [getattr(self.solver, "__name__", repr(self.solver))] if self.factory is None else []
@@ -163,21 +164,16 @@ class BatchedSolver:
             self._started_pool().run([instances[i : i + size] for i in range(0, len(instances), size)], done)
         return outcomes
 
-    def _with_gaps(self, found: Tensor, solved: list[int], outcomes: list[Any]) -> Tensor:
-        """Return the results, with NaN for instances that have none."""
-        z = found.new_full((len(outcomes), *found.shape[1:]), torch.nan)
-        z[solved] = found[: len(solved)]
-        self.failed = failed = ~z.flatten(1).isfinite().all(dim=1).cpu()
-        z[failed] = torch.nan
+    def _leave_out(self, z: Tensor, outcomes: list[Any]) -> None:
+        """Make rows that are not finite NaN, and warn of them."""
+        self.failed = failed = ~z[:, None].flatten(1).isfinite().all(dim=1).cpu()
         if failed.any():
+            z[failed] = torch.nan
             i = int(failed.nonzero()[0])
             reason = outcomes[i].reason if isinstance(outcomes[i], Failure) else "its answer is not finite"
-            warnings.warn(
-                f"the solver failed on {name_rows(failed[:, None])} of {len(z)}, and they are left out; instance {i}: "
-                f"{reason}",
-                stacklevel=3,
-            )
-        return z
+            which = f"{name_rows(failed[:, None])} of {len(z)}"
+            message = f"the solver failed on {which}, and they are left out; instance {i}: {reason}"
+            warnings.warn(message, stacklevel=3)
 
     def _started_pool(self) -> Here | Threads:
         """Return the pool, started at the first call in this process."""
@@ -357,16 +353,18 @@ def _to_tensor(result: Any) -> Tensor:
         ) from error
 
 
-def _stack(results: dict[int, Tensor]) -> Tensor:
-    """Return the results of instances as one tensor."""
-    first, shape = next((i, result.shape) for i, result in results.items())
+def _stack(outcomes: list[Any], theta: Tensor) -> Tensor:
+    """Return the results as one tensor like theta, NaN for instances that have none."""
+    results = {i: outcome for i, outcome in enumerate(outcomes) if not isinstance(outcome, Failure)}
+    first, like = next(iter(results.items()), (0, theta[0]))
     for i, result in results.items():
-        if result.shape != shape:
+        if result.shape != like.shape:
             raise ValueError(
-                f"the solver returned shape {tuple(result.shape)} for instance {i} and {tuple(shape)} for instance "
-                f"{first}; all must be the same"
+                f"the solver returned shape {tuple(result.shape)} for instance {i} and {tuple(like.shape)} for "
+                f"instance {first}; all must be the same"
             )
-    return torch.stack(list(results.values()))
+    none = like.new_full(like.shape, torch.nan, dtype=theta.dtype)
+    return torch.stack([results.get(i, none) for i in range(len(outcomes))]).to(device=theta.device, dtype=theta.dtype)
 
 
 def _tqdm() -> Any:

@@ -383,6 +383,9 @@ def test_skip_leaves_out_what_fails_with_one_warning_that_names_it_and_the_cause
     with pytest.warns(UserWarning, match="rows 0, 1, 2 of 3"):
         z = solver(-torch.ones(3, 2))
     assert z.shape == (3, 2) and z.isnan().all()
+    with pytest.warns(UserWarning, match="row 1 of 2"):
+        z = batched(lambda x: x if x > 0 else np.nan, on_error="skip")(torch.tensor([1.0, -1.0]))
+    assert z[0] == 1 and z[1].isnan()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
