@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from aaai23.harness.config import SWITCH, Config, launch, non_negative_float, positive_float, positive_int, setting
 
+
+def item_weights(n: int) -> list[int]:
+    """Return what the items of a knapsack weigh; half of all of it fits in."""
+    return [3 + 2 * (item % 3) for item in range(n)]
+
+
+def _knapsacks(n: int, k: int) -> int:
+    ways = Counter({0: 1})  # how many sets weigh so much
+    for weight in item_weights(n):
+        ways += Counter({total + weight: count for total, count in ways.items()})
+    return sum(count for total, count in ways.items() if total <= sum(item_weights(n)) // 2)
+
+
 MEASURES = ("lambda", "samples", "bias-variance", "optimise", "adapt", "noise")
-SIZES = {"subsets": 10, "trees": 6, "paths": 4, "rankings": 5}
+SIZES = {"subsets": 10, "trees": 6, "paths": 4, "rankings": 5, "knapsacks": 10}
 SOLUTIONS: dict[str, Callable[[int, int], int]] = {  # how many there are
     "subsets": math.comb,
     "trees": lambda n, k: n ** (n - 2),
     "paths": lambda n, k: math.comb(2 * n - 2, n - 1),
     "rankings": lambda n, k: math.factorial(n),
+    "knapsacks": _knapsacks,
 }
 MOST_SOLUTIONS = 20_000
 QUICK = {"seeds": 16, "repeats": 100, "max_samples": 100, "steps": 40, "settle": 200, "reference_draws": 5000}

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aaai23.synth.config import item_weights
 from imle.noise import draw
 from imle.solvers import grid_arcs, ranking, shortest_path_arcs
 from imle.structures import Structure, k_subsets, spanning_trees
+from imle.structures import knapsacks as knapsack_structure
 
 BATCHES = 10
 """Of a large sample, whose spread gives its standard error."""
@@ -173,9 +175,23 @@ def rankings(n: int) -> Family:
     return Family(ranking, torch.tensor(list(itertools.permutations(range(1, n + 1)))).float(), n)
 
 
+def knapsacks(n: int) -> Family:
+    """Return all sets of n items of weights 3, 5, 7, 3, ... that weigh at most half of all items.
+
+    >>> len(knapsacks(4).states)
+    8
+    """
+    weights = item_weights(n)
+    structure = knapsack_structure(weights, sum(weights) // 2)
+    states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=n)))
+    states = states[states @ torch.tensor(weights).float() <= sum(weights) // 2]
+    return Family(structure.solve, states, structure.k, structure=structure)
+
+
 FAMILIES: dict[str, Callable[[int, int], Family]] = {
     "subsets": subsets,
     "trees": lambda n, k: trees(n),
     "paths": lambda n, k: paths(n),
     "rankings": lambda n, k: rankings(n),
+    "knapsacks": lambda n, k: knapsacks(n),
 }

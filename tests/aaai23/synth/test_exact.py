@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from aaai23.synth.config import SOLUTIONS
-from aaai23.synth.exact import FAMILIES, paths, rankings, subsets, trees
+from aaai23.synth.exact import FAMILIES, knapsacks, paths, rankings, subsets, trees
 from imle.k_subsets import log_prob
 from imle.noise import GumbelNoiseDistribution, SumOfGammaNoiseDistribution
 from imle.solvers import grid_arcs
-from tests.reference.oracles import all_arc_paths, all_permutations, all_spanning_trees, all_subsets
+from tests.reference.oracles import all_arc_paths, all_knapsacks, all_permutations, all_spanning_trees, all_subsets
 
-SIZES = {"subsets": (5, 2), "trees": (4, 0), "paths": (3, 0), "rankings": (4, 0)}
+SIZES = {"subsets": (5, 2), "trees": (4, 0), "paths": (3, 0), "rankings": (4, 0), "knapsacks": (5, 0)}
 GUMBEL = GumbelNoiseDistribution()
 
 
@@ -34,6 +34,7 @@ def test_all_solutions_are_listed_once():
         (trees(5), all_spanning_trees(5)[:, first, second]),
         (paths(4), all_arc_paths(grid_arcs(4, 4), 0, 15)),
         (rankings(4), all_permutations(4)),
+        (knapsacks(5), all_knapsacks([3, 5, 7, 3, 5], 11)),
     ]
     for family, states in expected:
         assert sorted(family.states.tolist()) == sorted(states.tolist())
@@ -60,7 +61,7 @@ def test_probabilities_and_marginals_are_those_of_the_library():
     pairs = subsets(5, 2)
     theta, _ = normal(3, pairs)
     torch.testing.assert_close(pairs.log_probs(theta), log_prob(theta.unsqueeze(1), pairs.states.double(), 2))
-    for family in (pairs, trees(4)):
+    for family in (pairs, trees(4), knapsacks(5)):
         theta, _ = normal(3, family)
         torch.testing.assert_close(family.marginals(theta), family.structure.marginals(theta))
 

@@ -10,7 +10,7 @@ from aaai23.synth.measure import ESTIMATORS, MEASURES, Bench, moments, needed
 from imle.auto import AutoTargetDistribution
 
 CPU = torch.device("cpu")
-STRUCTURES = {"subsets": "-n 5 -k 2", "trees": "-n 4", "paths": "-n 3", "rankings": "-n 4"}
+STRUCTURES = {"subsets": "-n 5 -k 2", "trees": "-n 4", "paths": "-n 3", "rankings": "-n 4", "knapsacks": "-n 6"}
 
 
 def bench(line="bias-variance --seeds 6"):
