@@ -98,9 +98,10 @@ class FiniteDifference(PerturbAndMAP):
 
     def pull_back(self, *args: Any) -> Tensor:
         """Return the gradient of theta, with the target's state of the forward pass; see `PerturbAndMAP.pull_back`."""
-        buffers, seen = self.target._buffers, args[-1]
-        own = {name: buffers[name] for name in seen}
-        buffers.update(seen)
+        buffers = self.target._buffers
+        lent = {name: tensor for name, tensor in args[-1].items() if buffers[name] is not tensor}
+        own = {name: buffers[name] for name in lent}
+        buffers.update(lent)
         try:
             return super().pull_back(*args)
         finally:

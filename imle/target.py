@@ -258,8 +258,11 @@ class AdaptiveTargetDistribution(BaseTargetDistribution):
         row's own, and lambda is `[B, 1, ...]`.
         """
         if self._numbers().device != dy.device and not dy.is_meta:
-            # the same tensor, for it may be lent, and other passes may have it
-            self._state.data = self._state.to(dy.device, exact_dtype(dy.device))
+            moved = self._state.to(dy.device, exact_dtype(dy.device))
+            if torch._has_compatible_shallow_copy_type(self._state, moved):
+                self._state.data = moved  # the same tensor, for it may be lent, and other passes may have it
+            else:
+                self._state = moved
         if self.per_instance:
             theta_norm, dy_norm = (beside(row_norms(x), dy) for x in (theta, dy))
         else:

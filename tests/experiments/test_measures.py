@@ -33,7 +33,7 @@ def test_samples_and_calls_stand_in_one_table_under_the_problems_that_they_are_o
     lines = printed.split("## Samples / calls")[1].split("\n\n")[2].splitlines()
     titles, rows = cells(lines[0]), {cells(line)[0]: cells(line)[1:] for line in lines[2:]}
     samples = [record for record in map(read_record, RECORDS) if record.method == "samples"]
-    assert len(titles) == len(samples) + 1 == 7
+    assert len(titles) == len(samples) + 1 == 8
     for place, record in enumerate(samples):
         assert record.settings["structure"] in titles[place + 1]
         last = {entry["estimator"]: entry["error"] for entry in record.history}
