@@ -102,6 +102,7 @@ SOLVERS = {  # and what each is given
 WAITING = {
     "aimle, Sum-of-Gamma": "imle/sum_of_gamma.py",  # its table, of which none of fake tensors is kept
     "batched, arrays": "imle/solvers/batched.py",  # arrays live on the host
+    "shortest_path": "torch.tensor(moves, device=device)",  # as the table
 }
 
 
