@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from aaai23.harness.record import write_atomically
+from aaai23.harness.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -127,7 +127,8 @@ def pending(jobs: Iterable[Job], root: Path = ROOT) -> list[Job]:
     its script decides. A line on stderr says so.
     """
     from aaai23.errors import UsageError
-    from aaai23.harness.record import digest_of, finished, identify
+    from aaai23.harness.files import digest_of
+    from aaai23.harness.identity import finished, identify
 
     digest = functools.cache(digest_of)  # the runs of a sweep share their files
     waiting, told = [], set()

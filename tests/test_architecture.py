@@ -26,6 +26,8 @@ BELOW = {  # what each room of aaai23 may import of the others; a task may impor
 READ_BY_EXPERIMENTS = {
     "aaai23.errors",
     "aaai23.harness.config",
+    "aaai23.harness.files",
+    "aaai23.harness.identity",
     "aaai23.harness.record",
     "aaai23.plots",
     "aaai23.synth.config",
@@ -129,7 +131,8 @@ def test_rooms_of_the_experiments_import_those_below_them_and_tasks_not_one_anot
 
 def test_records_configurations_and_command_lines_load_without_torch():
     """So that `--help` answers at once, and that sweeps and tables need no torch."""
-    names = [name for name, *_ in modules("aaai23") if name.endswith((".cli", ".config", ".record", ".shell"))]
+    light = (".cli", ".config", ".environment", ".files", ".identity", ".record", ".shell")
+    names = [name for name, *_ in modules("aaai23") if name.endswith(light)]
     assert {room(name) for name in names} == {"harness", *TASKS}
     code = f"import sys, importlib; [importlib.import_module(name) for name in {names}]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

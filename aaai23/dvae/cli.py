@@ -8,7 +8,8 @@ import logging
 from aaai23.dvae.config import VAEConfig
 from aaai23.errors import UsageError
 from aaai23.harness.config import parse, refuse
-from aaai23.harness.record import Identity, figure, finished, finished_line, identify
+from aaai23.harness.identity import Identity, finished, finished_line, identify
+from aaai23.harness.record import figure
 from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 
 SCRIPT = "torch-vae-cli.py"
@@ -43,7 +44,7 @@ def train(identity: Identity, config: VAEConfig, log: logging.Logger) -> None:
     """
     from aaai23.dvae.data import load  # torch and its friends load only when there is work to do
     from aaai23.dvae.train import run_seed
-    from aaai23.harness.run import select_device
+    from aaai23.harness.loop import select_device
 
     device = select_device(config.device)
     data = load(config.data_dir, device)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from aaai23.dvae.config import REMEDY, data_files
 from aaai23.errors import UsageError
-from aaai23.harness.files import LARGEST_UNPACKED, open_regular
-from aaai23.harness.record import is_sample
+from aaai23.harness.files import LARGEST_UNPACKED, is_sample, open_regular
 
 _LOGGER = logging.getLogger(__name__)
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801  # bytes, in three dimensions and in one

@@ -23,7 +23,7 @@ from aaai23.dvae.config import (
     present_files,
 )
 from aaai23.harness.config import ArgumentParser
-from aaai23.harness.record import claim_folder, write_atomically
+from aaai23.harness.files import claim_folder, write_atomically
 from aaai23.harness.shell import run_cli
 
 NB_TEST = 297

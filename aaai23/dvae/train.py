@@ -14,8 +14,10 @@ from aaai23.dvae.config import VAEConfig
 from aaai23.dvae.data import MNIST, intensities
 from aaai23.dvae.model import DiscreteVAE, losses, nelbo, published_test_loss, temperature_at, training_loss
 from aaai23.dvae.plots import random_codes, write_curves, write_images
-from aaai23.harness.record import Identity, figure
-from aaai23.harness.run import Run, epoch_order, epochs_of, loss_values, seed_everything
+from aaai23.harness.identity import Identity
+from aaai23.harness.loop import epoch_order, epochs_of, loss_values, seed_everything
+from aaai23.harness.record import figure
+from aaai23.harness.run import Run
 from aaai23.harness.shell import progress
 from aaai23.methods import METHODS, beta_of
 from aaai23.speed.precision import accelerate

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
 import os
-import random
 import re
 import shlex
 import socket
@@ -16,82 +14,24 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from torch import Tensor, nn
 
 from aaai23.errors import UsageError
+from aaai23.harness.checkpoint import Stateful, load, origin, random_state, save, set_random_state
 from aaai23.harness.config import Config
-from aaai23.harness.files import check_regular, read_text
-from aaai23.harness.record import (
-    Identity,
-    Record,
-    check_writable,
-    device_name,
-    difference,
-    environment,
-    metrics,
-    one_line,
-    plain,
-    read_record,
-    remove_remains,
-    write_atomically,
-    write_record,
-)
+from aaai23.harness.environment import device_name, environment
+from aaai23.harness.files import read_text, remove_remains
+from aaai23.harness.identity import Identity, difference
+from aaai23.harness.record import Record, metrics, one_line, plain, read_record, write_record
 from aaai23.harness.tracking import Tracker
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class Stateful(Protocol):
-    """What a checkpoint can keep: a module, an optimiser, `Best`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Restore the state."""
-        ...
-
-
-class Best:
-    """The weights of the best step so far, by a metric of which less is better."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.value = model, math.inf
-        self.weights: dict[str, Any] = {}
-
-    def update(self, value: float) -> bool:
-        """Keep the model's weights of now if the value is the least so far; returns whether it is.
-
-        A value that is not a number is never the least.
-        """
-        better = value < self.value
-        if better:
-            self.value = value
-        if better or not self.weights:
-            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        return better
-
-    def restore(self) -> None:
-        """Load the best weights into the model."""
-        self.model.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-        return {"value": self.value, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state."""
-        self.value, self.weights = state_dict["value"], state_dict["weights"]
 
 
 class Run:
@@ -393,196 +333,3 @@ def _holder(lock: Path) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# ---- what training loops share
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, torch (CPU and GPUs) and, if it is in use, numpy."""
-    random.seed(seed)
-    torch.manual_seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed % 2**32)
-
-
-def select_device(name: str) -> torch.device:
-    """Return the device called "cpu" or "cuda"; for "auto" the GPU if there is one.
-
-    Raises:
-        UsageError: "cuda" on a machine without a usable GPU, or another name.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {name}: choose auto, cpu or cuda")
-    available = name != "cpu" and torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda: torch finds no usable GPU here; use --device cpu or auto")
-    return torch.device("cuda" if available else "cpu")
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """Return a permutation of 0..n-1, int64 [n], that depends on `seed` and `epoch` alone.
-
-    No global generator is read or moved, so a resumed run sees the order that it would have seen.
-    """
-    mixed = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7]))
-    return torch.randperm(n, generator=generator)
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """Epochs of `whole` batches each, but for the last: together they have `total`."""
-
-    whole: int
-    total: int
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the numbers of the epochs, from 1."""
-        return iter(range(1, -(-self.total // self.whole) + 1))
-
-    def before(self, epoch: int) -> int:
-        """Return the number of batches in earlier epochs."""
-        return (epoch - 1) * self.whole
-
-    def batches(self, epoch: int) -> int:
-        """Return the number of batches in an epoch."""
-        return min(self.whole, self.total - self.before(epoch))
-
-
-def epochs_of(n: int, batch_size: int, epochs: int, max_iterations: int | None) -> Epochs:
-    """Return the epochs of a run over n examples, the last one cut where `max_iterations` ends it."""
-    whole = -(-n // batch_size)
-    return Epochs(whole, min(epochs * whole, max_iterations or epochs * whole))
-
-
-def loss_values(losses: Tensor, where: str, remedy: str) -> list[float]:
-    """Return the losses of some steps as numbers, waiting for the device once.
-
-    Args:
-        losses: `[steps]`. A tensor for each step, kept until the end of an epoch, would split freed memory into pieces
-            too small for the next step, and the process would grow by megabytes a step.
-        where: in training they were found, for the message.
-        remedy: what the user can do, for the message.
-
-    Raises:
-        FloatingPointError: one is NaN or infinite.
-    """
-    values = losses.tolist()
-    if not all(map(math.isfinite, values)):
-        raise FloatingPointError(f"{where}: the loss is not finite; {remedy}")
-    return values
-
-
-# ---- checkpoints
-
-_SEAL = b"sha256 of all before: "
-"""What stands between a checkpoint and its hash."""
-
-
-def check_export(path: Path | None, identity: Identity) -> None:
-    """See before hours of work that `export` can write to `path`, and replaces nothing but this run's own.
-
-    Raises:
-        UsageError: a file lies there that is not of this run, or the path cannot be written.
-    """
-    if path is None:
-        return
-    if os.path.exists(path):
-        problem = difference(load(path), identity)
-        if problem:
-            raise UsageError(f"the weights {path} stay: {problem}; name another file")
-    else:
-        check_writable(path)
-
-
-def export(path: Path | None, identity: Identity) -> None:
-    """Write a run's best weights, which are in its checkpoint, to `path`, if any, for other programs.
-
-    Raises:
-        UsageError: see `check_export`; or the run has no checkpoint.
-    """
-    check_export(path, identity)
-    if path is not None:
-        save(path, {**origin(identity), "model": load(identity.file(".pt"))["parts"]["best"]["weights"]})
-
-
-def origin(identity: Identity) -> dict[str, Any]:
-    """Return what a checkpoint keeps of who a run is, see `difference`."""
-    return {"seed": identity.seed, "settings": dict(identity.settings), "data": identity.data}
-
-
-def save(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path` atomically: a killed job leaves the old or the new checkpoint, whole.
-
-    A hash of it follows, which `torch.load` in other programs passes over.
-
-    Args:
-        path: any name that the file system takes; missing folders are made.
-        state: tensors, numbers, text and containers of them, state dicts included.
-
-    Raises:
-        UsageError: the path cannot be written.
-        OSError: the disk is full.
-    """
-    buffer = io.BytesIO()  # torch reports a failed write to a file as a RuntimeError without its reason
-    torch.save(dict(state), buffer)
-    content = buffer.getvalue()
-    write_atomically(path, content + _SEAL + hashlib.sha256(content).digest())
-
-
-def load(path: Path | str, sealed: bool = False) -> dict[str, Any]:
-    """Return the state saved at `path`, its tensors on the CPU; nothing in the file is executed.
-
-    Args:
-        path: of the file.
-        sealed: whether it must have the hash that `save` adds; files of other programs have none.
-
-    Raises:
-        UsageError: there is no such file, or it is not a checkpoint, or not as it was written.
-    """
-    check_regular(path)
-    try:
-        content, seal, digest = Path(path).read_bytes().rpartition(_SEAL)
-        if not seal and not sealed:
-            content = digest
-        elif hashlib.sha256(content).digest() != digest:
-            raise ValueError("changed since it was written")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no checkpoint {path}; start without --resume or check the path") from error
-    except OSError as error:
-        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch, pickle and zipfile each have their own for a broken file
-        raise UsageError(f"{path} is not a whole checkpoint; delete it and start again") from error
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} holds a {type(state).__name__}, not a checkpoint; give another path")
-    return state
-
-
-def random_state() -> dict[str, Any]:
-    """Return the states of the global generators: Python's, numpy's if in use, torch's on the CPU and all GPUs."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": []}
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        algorithm, keys, *rest = numpy.random.get_state()
-        state["numpy"] = [algorithm, keys.tolist(), *rest]  # torch.load refuses arrays
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned, on as many GPUs as there are now."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, index)
-    if "numpy" in state:
-        import numpy
-
-        algorithm, keys, *rest = state["numpy"]
-        numpy.random.set_state((algorithm, numpy.asarray(keys, dtype=numpy.uint32), *rest))

@@ -25,7 +25,7 @@ from aaai23.harness.files import DISK_FULL
 from aaai23.speed.process import tune_process
 
 if TYPE_CHECKING:
-    from aaai23.harness.record import Identity
+    from aaai23.harness.identity import Identity
 
 _T = TypeVar("_T")
 _ENDINGS: dict[int, str] = {signal.SIGHUP: "hung up", signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from aaai23.harness.config import parse, refuse
-from aaai23.harness.record import Identity, figure, finished, finished_line, identify
+from aaai23.harness.identity import Identity, finished, finished_line, identify
+from aaai23.harness.record import figure
 from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 from aaai23.l2x.config import PRESETS, L2XConfig
 
@@ -53,7 +54,8 @@ def trainer(
     reruns: Sequence[L2XConfig], identities: Sequence[Identity], log: logging.Logger
 ) -> Callable[[Identity, L2XConfig], Mapping[str, Any]]:
     """Read the data; return what trains and measures one rerun, and returns its final metrics."""
-    from aaai23.harness.run import check_export, select_device  # torch and its friends load only if there is work
+    from aaai23.harness.checkpoint import check_export  # torch and its friends load only if there is work
+    from aaai23.harness.loop import select_device
     from aaai23.l2x.data import load
     from aaai23.l2x.train import run_seed
 
@@ -68,7 +70,7 @@ def export_finished(rerun: L2XConfig, run: Identity) -> None:
     """Write the weights of a finished run where `--checkpoint` asks for them and they are not."""
     path = rerun.export()
     if path is not None and not path.exists():
-        from aaai23.harness.run import export
+        from aaai23.harness.checkpoint import export
 
         export(path, run)
 

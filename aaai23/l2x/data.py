@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
-from aaai23.harness.files import open_regular
-from aaai23.harness.record import fingerprint, is_sample
+from aaai23.harness.files import fingerprint, is_sample, open_regular
 from aaai23.l2x.config import EMBEDDING_SIZE, data_files
 
 logger = logging.getLogger(__name__)

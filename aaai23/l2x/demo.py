@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"PYTHONPATH=. python3 ./cli/l2x-cli.py {COMMAND}", flush=True)
     cli.main(COMMAND.split())
 
-    from aaai23.harness.run import load as load_state
+    from aaai23.harness.checkpoint import load as load_state
     from aaai23.l2x.data import load
     from aaai23.l2x.plots import explain, write_html, write_png
     from aaai23.l2x.train import build

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from aaai23.harness.record import write_atomically
+from aaai23.harness.files import write_atomically
 from aaai23.l2x.config import ANNOTATIONS_FILE
 from aaai23.l2x.data import L2XData
 from aaai23.l2x.model import Explainer

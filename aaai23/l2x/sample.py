@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aaai23.errors import UsageError
 from aaai23.harness.config import ArgumentParser, path, positive_int, seed_number
-from aaai23.harness.record import claim_folder
+from aaai23.harness.files import claim_folder
 from aaai23.harness.shell import run_cli
 from aaai23.l2x.config import (
     ANNOTATIONS_FILE,

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aaai23.harness.record import Identity, figure
-from aaai23.harness.run import Best, Run, epoch_order, epochs_of, export, loss_values, seed_everything
+from aaai23.harness.checkpoint import export
+from aaai23.harness.identity import Identity
+from aaai23.harness.loop import Best, epoch_order, epochs_of, loss_values, seed_everything
+from aaai23.harness.record import figure
+from aaai23.harness.run import Run
 from aaai23.harness.shell import progress
 from aaai23.l2x import fast
 from aaai23.l2x.config import L2XConfig

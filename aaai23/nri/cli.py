@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aaai23.harness.config import declared, parse, refuse
-from aaai23.harness.record import finished, finished_line, identify
+from aaai23.harness.identity import finished, finished_line, identify
 from aaai23.harness.shell import configure_logging, say_sample_data, say_unread
 from aaai23.nri.config import NRIConfig
 
@@ -64,7 +64,7 @@ def choose_device(config: NRIConfig, log: logging.Logger) -> torch.device:
     Raises:
         UsageError: `--device cuda` without a GPU.
     """
-    from aaai23.harness.run import select_device
+    from aaai23.harness.loop import select_device
 
     device = select_device(config.device or ("auto" if config.cuda else "cpu"))
     if config.cuda and config.device is None and device.type == "cpu":

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
-from aaai23.harness.files import open_regular
-from aaai23.harness.record import is_sample
+from aaai23.harness.files import is_sample, open_regular
 from aaai23.nri.config import SPLITS
 
 if TYPE_CHECKING:

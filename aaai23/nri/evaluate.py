@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aaai23.harness.record import finished, finished_line, identify, plain, write_atomically
+from aaai23.harness.files import write_atomically
+from aaai23.harness.identity import finished, finished_line, identify
+from aaai23.harness.record import plain
 from aaai23.harness.run import Run
 from aaai23.methods import beta_of
 from aaai23.nri.config import NRIConfig

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from aaai23.errors import UsageError
 from aaai23.harness.config import ArgumentParser, whole_number
-from aaai23.harness.record import MARKER, claim_folder
+from aaai23.harness.files import MARKER, claim_folder
 from aaai23.harness.shell import run_cli
 
 SPLITS = ("train", "valid", "test")

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aaai23.harness.record import Identity, figure
-from aaai23.harness.run import Best, Run, epoch_order, loss_values, seed_everything
+from aaai23.harness.identity import Identity
+from aaai23.harness.loop import Best, epoch_order, loss_values, seed_everything
+from aaai23.harness.record import figure
+from aaai23.harness.run import Run
 from aaai23.harness.shell import progress
 from aaai23.methods import beta_of
 from aaai23.nri import trial

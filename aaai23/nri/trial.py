@@ -20,9 +20,10 @@ from typing import Any
 from torch import nn
 
 from aaai23.errors import UsageError
-from aaai23.harness.files import read_text
-from aaai23.harness.record import Identity, check_writable, difference, plain, write_atomically
-from aaai23.harness.run import load, origin, save
+from aaai23.harness.checkpoint import load, origin, save
+from aaai23.harness.files import check_writable, read_text, write_atomically
+from aaai23.harness.identity import Identity, difference
+from aaai23.harness.record import plain
 from aaai23.nri.config import ROOT, NRIConfig
 
 CONFIG, LOG, MEASUREMENTS = "train_config.json", "log.txt", "train_and_val_measurements.pkl"

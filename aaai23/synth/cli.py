@@ -10,17 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aaai23.harness.config import parse, refuse
-from aaai23.harness.record import (
-    Identity,
-    Record,
-    environment,
-    finished,
-    identify,
-    metrics,
-    one_line,
-    plain,
-    write_record,
-)
+from aaai23.harness.environment import environment
+from aaai23.harness.identity import Identity, finished, identify
+from aaai23.harness.record import Record, metrics, one_line, plain, write_record
 from aaai23.harness.shell import configure_logging, say_unread
 from aaai23.synth.config import MEASURES, QUICK, SynthConfig
 
@@ -63,7 +55,7 @@ def measure(identity: Identity, config: SynthConfig, log: logging.Logger) -> Rec
         UsageError: no estimator has such a name, or the record cannot be written.
     """
     from aaai23.errors import UsageError
-    from aaai23.harness.run import select_device
+    from aaai23.harness.loop import select_device
     from aaai23.synth.measure import ESTIMATORS, MEASURES, Bench, needed
 
     if config.only and not any(name.startswith(tuple(config.only)) for name in ESTIMATORS):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aaai23.harness.record import Identity, Record
+from aaai23.harness.identity import Identity
+from aaai23.harness.record import Record
 from aaai23.plots import our_way, save_png, save_svg
 
 History = Sequence[Mapping[str, Any]]

@@ -276,7 +276,7 @@ def help_of(task):
 
 
 def not_finite(module):
-    from aaai23.harness.run import loss_values
+    from aaai23.harness.loop import loss_values
 
     return lambda losses, *told: loss_values(torch.full_like(losses, torch.nan), *told)
 

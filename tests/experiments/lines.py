@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from aaai23.harness.config import refuse
-from aaai23.harness.record import Record, identify, write_record
+from aaai23.harness.identity import identify
+from aaai23.harness.record import Record, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments"

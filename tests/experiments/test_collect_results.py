@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aaai23.harness.record import Record, identify, plain
+from aaai23.harness.identity import identify
+from aaai23.harness.record import Record, plain
 from tests.experiments.lines import FOLDER, GENERATORS, PUBLISHED, cli_of, configured, printed_by
 
 import collect_results as collect  # isort: skip  # experiments/ is no package: `lines` has put it on the path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aaai23.harness.record import identify
+from aaai23.harness.identity import identify
 from tests.experiments.lines import (
     FOLDER,
     GENERATORS,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aaai23.dvae.config import FILES
 from aaai23.dvae.sample import idx_bytes, make_digits
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 
 
 def write_digits(folder: Path, nb_train: int, nb_test: int, invert: bool = False) -> Path:

@@ -125,7 +125,7 @@ def test_a_bomb_is_refused_by_its_header_or_by_what_any_data_set_holds(place, ru
     images.unlink()
     packed.write_bytes(gzip.compress(content) + gzip.compress(bytes(2**23)))
     with monkeypatch.context() as patch:
-        patch.setattr("aaai23.harness.record.LARGEST_UNPACKED", 2**22)
+        patch.setattr("aaai23.harness.files.LARGEST_UNPACKED", 2**22)
         it = corpus.start("vae", (), run)
     assert it.code == 2 and f"{packed} cannot be read: it unpacks to more than" in it.err, it.err
     packed.write_bytes(gzip.compress(content[:4] + (2**31).to_bytes(4, "big") + content[8:]))
@@ -146,7 +146,7 @@ def test_positions_that_are_no_floats_are_refused_by_name(place, run, kind):
 def test_a_checkpoint_that_was_edited_by_hand_is_refused_and_stays(place, run, task, change):
     import torch
 
-    from aaai23.harness.run import save
+    from aaai23.harness.checkpoint import save
 
     assert corpus.start(task, (), run).code == 0
     (path,) = Path("results", task).glob("*/seed0.pt")

@@ -10,7 +10,7 @@ from aaai23.dvae.config import FILES, TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS
 from aaai23.dvae.data import intensities, load
 from aaai23.dvae.sample import NB_TEST, SHIFTS, main, make_digits, write_sample
 from aaai23.errors import UsageError
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 from aaai23.harness.shell import run_cli
 
 SHAPES = ((5, 4, 3), (5,), (2, 4, 3), (2,))

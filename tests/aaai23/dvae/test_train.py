@@ -13,7 +13,7 @@ from aaai23.dvae import cli
 from aaai23.dvae.model import losses, published_test_loss
 from aaai23.dvae.sample import make_digits
 from aaai23.dvae.train import build
-from aaai23.harness.run import epoch_order, seed_everything
+from aaai23.harness.loop import epoch_order, seed_everything
 from tests.aaai23.scripts import tell
 from tests.reference.data import write_digits
 

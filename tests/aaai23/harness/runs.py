@@ -1,14 +1,18 @@
-"""A task of one number for tests of the harness, and processes that run code."""
+"""A task and a model of one number for tests of the harness, and processes that run code."""
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from aaai23.harness.config import Config, length, positive_float, positive_int, setting
-from aaai23.harness.record import identify
+from aaai23.harness.identity import identify
 from aaai23.harness.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,3 +65,15 @@ def outcome(process):
     """Return exit code, output and errors of a process once it has ended."""
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+class Walk(torch.nn.Module):
+    """A number that walks at random, and remembers in a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def step(self):
+        self.place.data += torch.randn(()) + random.random() + np.random.rand()
+        return self.place.item()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from aaai23.harness import tracking
-from aaai23.harness.record import finished, read_record
+from aaai23.harness.identity import finished
+from aaai23.harness.record import read_record
 from tests.aaai23.harness.runs import outcome, run_of, start, take
 
 

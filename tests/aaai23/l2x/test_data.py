@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 from aaai23.l2x.data import load, split_heldout
 
 TRAIN = "reviews.aspect1.train.txt"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 from aaai23.l2x import sample
 from aaai23.l2x.data import load
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from aaai23.harness.run import epoch_order, seed_everything
+from aaai23.harness.loop import epoch_order, seed_everything
 from aaai23.l2x import cli
 from aaai23.l2x.config import ANNOTATIONS_FILE, HELDOUT_FILE, TRAIN_FILE, VECTORS_FILE
 from aaai23.l2x.model import squared_error

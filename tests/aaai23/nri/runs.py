@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from aaai23.harness.record import identify, read_record
+from aaai23.harness.identity import identify
+from aaai23.harness.record import read_record
 from aaai23.nri.data import load
 from aaai23.nri.evaluate import evaluate_trials
 from aaai23.nri.train import run_seed

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from aaai23.harness.config import declared, defaults, refuse
-from aaai23.harness.record import identify, read_record
+from aaai23.harness.identity import identify
+from aaai23.harness.record import read_record
 from aaai23.methods import METHODS, NOISES, TARGETS
 from aaai23.nri import cli
 from aaai23.nri.config import NRIConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 from aaai23.nri.data import check_pairs, load
 from aaai23.nri.simulate import write
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chisquare
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import MARKER
+from aaai23.harness.files import MARKER
 from aaai23.nri import simulate as S
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aaai23.errors import UsageError
-from aaai23.harness.record import finished
+from aaai23.harness.identity import finished
 from aaai23.methods import METHODS as LAYERS
 from aaai23.methods import MethodSettings
 from aaai23.nri.evaluate import measure

@@ -9,7 +9,8 @@ from torch import nn
 
 from aaai23.dvae import cli as vae
 from aaai23.errors import UsageError
-from aaai23.harness.record import identify, read_record
+from aaai23.harness.identity import identify
+from aaai23.harness.record import read_record
 from aaai23.l2x import cli as l2x
 from aaai23.l2x.sample import write_sample
 from aaai23.nri import cli as nri
