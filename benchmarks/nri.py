@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from aaai23.methods import METHODS, MethodSettings
-from aaai23.nri import fast, model
+from aaai23.nri import fast
+from aaai23.nri import networks as plain_networks
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
-from aaai23.nri.model import symmetrise, to_directed
+from aaai23.nri.networks import symmetrise, to_directed
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
 from imle.relaxations import straight_through
@@ -38,7 +39,7 @@ class Network(nn.Module):
 
     def __init__(self, layer: nn.Module, plain: bool = False):
         super().__init__()
-        networks = model if plain else fast
+        networks = plain_networks if plain else fast
         torch.manual_seed(0)
         self.encoder, self.decoder = networks.MLPEncoder(T * DIMS), networks.MLPDecoder()
         self.layer = layer

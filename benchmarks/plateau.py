@@ -19,9 +19,9 @@ from aaai23.harness.record import read_record
 from aaai23.nri.config import NRIConfig
 from aaai23.nri.data import Layouts, load
 from aaai23.nri.evaluate import measure
-from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.metrics import nll_gaussian
-from aaai23.nri.model import to_directed
+from aaai23.nri.model import RelationalInference, build
+from aaai23.nri.networks import to_directed
 
 GRAPHS = 500
 DECODER_STEPS, ENCODER_STEPS = 500, 250

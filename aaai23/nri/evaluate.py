@@ -21,9 +21,9 @@ from aaai23.harness.run import Run
 from aaai23.methods import beta_of
 from aaai23.nri.config import NRIConfig
 from aaai23.nri.data import Layouts
-from aaai23.nri.inference import RelationalInference, build
 from aaai23.nri.metrics import edge_metrics, nll_gaussian
-from aaai23.nri.model import to_directed
+from aaai23.nri.model import RelationalInference, build
+from aaai23.nri.networks import to_directed
 from aaai23.nri.trial import MEASUREMENTS, check_config, find_trials, load_weights
 from aaai23.speed.precision import accelerate
 from imle.layers import RelaxedLayer

@@ -1,4 +1,4 @@
-"""The networks of `aaai23.nri.model`, made fast: the same numbers, sooner.
+"""The networks of `aaai23.nri.networks`, made fast: the same numbers, sooner.
 
 * A dense layer on [sender, receiver] is a sum of two layers on vertices: W [x_s; x_r] = W_s x_s + W_r x_r.
 * A start point is rolled out only as far as its predictions are kept.
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from aaai23.nri import model
-from aaai23.nri.model import directed_edges
+from aaai23.nri import networks
+from aaai23.nri.networks import directed_edges
 from aaai23.speed.dense import dense, dense_weight_gradient, relu_backward
 
 _BLOCK = 2048  # edges at a time: 2 MB for each tensor of 256 numbers an edge
 
 
-class MLPEncoder(model.MLPEncoder):
+class MLPEncoder(networks.MLPEncoder):
     """The encoder, whose layers on pairs of vertices are sums of layers on vertices."""
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -35,12 +35,12 @@ class MLPEncoder(model.MLPEncoder):
         return self.fc_out(edges).squeeze(-1)
 
 
-def _on_rows(mlp: model.MLP, x: Tensor) -> Tensor:
+def _on_rows(mlp: networks.MLP, x: Tensor) -> Tensor:
     """Map rows `[B, rows, n_in]` to `[B, rows, n_out]`."""
     return _second_half(mlp, dense(x, mlp.fc1.weight, mlp.fc1.bias))
 
 
-def _on_pairs(mlp: model.MLP, x: Tensor, skip: Tensor | None = None) -> Tensor:
+def _on_pairs(mlp: networks.MLP, x: Tensor, skip: Tensor | None = None) -> Tensor:
     """Map [sender, receiver, skip] to `[B, E, n_out]`: `x` `[B, n, h]` of vertices, `skip` `[B, E, k]` of edges."""
     width = x.shape[-1]
     send, receive, rest = mlp.fc1.weight.split((width, width, mlp.fc1.in_features - 2 * width), dim=1)
@@ -48,7 +48,7 @@ def _on_pairs(mlp: model.MLP, x: Tensor, skip: Tensor | None = None) -> Tensor:
     return _second_half(mlp, pairs if skip is None else pairs + dense(skip, rest))
 
 
-def _second_half(mlp: model.MLP, x: Tensor) -> Tensor:
+def _second_half(mlp: networks.MLP, x: Tensor) -> Tensor:
     x = F.dropout(_elu(x), mlp.dropout, mlp.training)
     x = _elu(dense(x, mlp.fc2.weight, mlp.fc2.bias))
     return mlp.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -67,7 +67,7 @@ def _elu(x: Tensor) -> Tensor:
     return F.elu(x, inplace=x.dtype == torch.float32)
 
 
-class MLPDecoder(model.MLPDecoder):
+class MLPDecoder(networks.MLPDecoder):
     """The decoder. Exact zeros and ones among its edges save work, on a CPU and without dropout."""
 
     def roll_out(self, x: Tensor, weights: Tensor, frames: int, steps: int) -> Tensor:

@@ -1,189 +1,142 @@
-"""The encoder and the decoder of Neural Relational Inference.
+"""Neural Relational Inference as one module: logits of edges, a sampled graph, predictions along its edges.
 
-n vertices have U = n(n-1)/2 undirected and E = n(n-1) directed edges. Undirected edges come in the order of
-`torch.triu_indices(n, n, 1)`; directed ones row by row of an n x n matrix without its diagonal, where the row is the
-receiver and the column the sender, so that the n - 1 edges into one vertex lie next to each other.
+theta is `[B, E]`, one logit for each undirected edge (`--symmeterize_logits`) or for each directed one.
+
+AIMLE and I-MLE over trees see both directions of an edge, as the published settings do: their layer works on
+`to_directed(theta)`, and its solver reads one half and answers for both. Half of dy is then ignored, norms run over
+twice the entries, and each edge counts twice among the non-zero entries of g. `--undirected-theta` gives them theta
+itself, as all other methods and structures have it, for which nothing was published.
 
 Reference: T. Kipf, E. Fetaya, K.-C. Wang, M. Welling, R. Zemel, *Neural Relational Inference for Interacting
 Systems*, ICML 2018.
 """
 
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aaai23.errors import UsageError
+from aaai23.methods import METHODS, Layer
+from aaai23.nri import fast
+from aaai23.nri.config import NRIConfig
+from aaai23.nri.metrics import kl_gumbel, nll_gaussian
+from aaai23.nri.networks import MLPDecoder, MLPEncoder, symmetrise, to_directed
+from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
+from imle.structures import Structure, any_edges, directed_spanning_trees, edge_subsets, spanning_trees
 
 
-def directed_edges(vertices: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """Return the receivers and the senders of the directed edges, `[E]` each.
-
-    >>> directed_edges(3)
-    (tensor([0, 0, 1, 1, 2, 2]), tensor([1, 2, 0, 2, 0, 1]))
-    """
-    edge = torch.arange(vertices * (vertices - 1), device=device)
-    receiver, place = edge // (vertices - 1), edge % (vertices - 1)
-    return receiver, place + (place >= receiver)
-
-
-def to_directed(undirected: Tensor, vertices: int) -> Tensor:
-    """Return both directions of undirected edges, `[..., U]` to `[..., E]`."""
-    receiver, sender = directed_edges(vertices, undirected.device)
-    low, high = torch.minimum(receiver, sender), torch.maximum(receiver, sender)
-    return undirected[..., low * (2 * vertices - low - 1) // 2 + high - low - 1]
-
-
-def symmetrise(directed: Tensor, vertices: int) -> Tensor:
-    """Return the mean of the two directions of every edge, `[..., E]` to `[..., U]`."""
-    low, high = torch.triu_indices(vertices, vertices, 1, device=directed.device)
-    return (directed[..., low * (vertices - 1) + high - 1] + directed[..., high * (vertices - 1) + low]) / 2
-
-
-def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the receivers and the senders of the directed edges among vertices `[..., n, h]`, one-hot `[E, n]`."""
-    receiver, sender = directed_edges(x.shape[-2], x.device)
-    return F.one_hot(receiver, x.shape[-2]).to(x), F.one_hot(sender, x.shape[-2]).to(x)
-
-
-class MLP(nn.Module):
-    """Two dense layers with ELU, then batch norm over all rows of the batch."""
-
-    def __init__(self, n_in: int, n_hidden: int, n_out: int, dropout: float = 0.0):
-        super().__init__()
-        self.fc1 = nn.Linear(n_in, n_hidden)
-        self.fc2 = nn.Linear(n_hidden, n_out)
-        self.bn = nn.BatchNorm1d(n_out)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map rows `[B, rows, n_in]` to `[B, rows, n_out]`."""
-        x = F.dropout(F.elu(self.fc1(x)), self.dropout, self.training)
-        x = F.elu(self.fc2(x))
-        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-class MLPEncoder(nn.Module):
-    """Read a trajectory and return one logit per directed edge.
+class RelationalInference(nn.Module):
+    """An encoder, a layer that chooses edges, and a decoder.
 
     Args:
-        n_in: numbers per vertex, frames times dimensions.
-        hidden: width of all layers.
-        dropout: probability of dropping a hidden unit in training.
-        factor: pass from edges to vertices and back once more (the factor graph encoder).
+        encoder: positions `[B, n, T, dims]` -> logits of directed edges `[B, n(n-1)]`.
+        decoder: positions, edges and prediction steps -> predicted frames `[B*S, n, T-1, dims]`.
+        structure: the graphs that there may be, over theta.
+        layer: theta -> edges `[B*S, E]`, in a pair with their log-densities `[B*S]` where there is a baseline.
+        symmetric: theta holds one logit for both directions of an edge, the mean of the encoder's two.
+        variance: of a predicted coordinate.
+        directed_layer: the layer sees `to_directed(theta)`, and its edges are directed.
+        bernoulli: the divergence is that of single edges from fair coins, not of Gumbel utilities.
+        baseline: of the losses; see `aaai23.nri.score`.
     """
 
-    def __init__(self, n_in: int, hidden: int = 256, dropout: float = 0.0, factor: bool = True):
+    def __init__(
+        self,
+        encoder: MLPEncoder,
+        decoder: MLPDecoder,
+        structure: Structure,
+        layer: Layer,
+        symmetric: bool,
+        variance: float,
+        directed_layer: bool = False,
+        bernoulli: bool = False,
+        baseline: nn.Module | None = None,
+    ):
         super().__init__()
-        self.factor = factor
-        self.mlp1 = MLP(n_in, hidden, hidden, dropout)
-        self.mlp2 = MLP(2 * hidden, hidden, hidden, dropout)
-        self.mlp3 = MLP(hidden, hidden, hidden, dropout)
-        self.mlp4 = MLP((3 if factor else 2) * hidden, hidden, hidden, dropout)
-        self.fc_out = nn.Linear(hidden, 1)
-        self.reset_parameters()
+        self.encoder, self.decoder, self.layer, self.baseline = encoder, decoder, layer, baseline
+        self.structure, self.symmetric, self.variance = structure, symmetric, variance
+        self.directed_layer, self.bernoulli = directed_layer, bernoulli
 
-    def reset_parameters(self) -> None:
-        """Draw Xavier-normal weights and set biases to 0.1."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.constant_(module.bias, 0.1)
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return theta, `[B, n(n-1)/2]` if symmetric, else `[B, n(n-1)]`."""
+        directed = self.encoder(inputs)
+        return symmetrise(directed, inputs.shape[1]) if self.symmetric else directed
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits of directed edges `[B, E]` for positions `[B, n, T, dims]`; see `symmetrise`."""
-        receivers, senders = ends(inputs.flatten(2))
-        x = self.mlp1(inputs.flatten(2))
-        edges = skip = self.mlp2(torch.cat([senders @ x, receivers @ x], dim=-1))
-        if self.factor:
-            x = self.mlp3(receivers.T @ edges / inputs.shape[1])
-            edges = torch.cat([senders @ x, receivers @ x], dim=-1)
-        else:
-            edges = self.mlp3(edges)
-        edges = self.mlp4(torch.cat([edges, skip], dim=-1))
-        return self.fc_out(edges).squeeze(-1)
+    def sample(
+        self, theta: Tensor, vertices: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the layer's edges `[B*S, E]`, and their log-densities `[B*S]` where there is a baseline."""
+        z = self.layer.sample(self.seen(theta, vertices), generator=generator)
+        return z if isinstance(z, tuple) else (z, None)
+
+    def seen(self, theta: Tensor, vertices: int) -> Tensor:
+        """Return theta as the layer sees it."""
+        return to_directed(theta, vertices) if self.directed_layer else theta
+
+    def directed(self, edges: Tensor, vertices: int) -> Tensor:
+        """Return edges or logits, undirected or directed, for both directions, `[B, n(n-1)]`."""
+        return edges if edges.shape[-1] == vertices * (vertices - 1) else to_directed(edges, vertices)
+
+    def divergence(self, theta: Tensor, vertices: int) -> Tensor:
+        """Return the KL divergence of the edges from their prior, per vertex, `[B]`."""
+        directed = self.directed(theta, vertices)
+        return kl_bernoulli(directed, vertices) if self.bernoulli else kl_gumbel(directed)
+
+    def loss(self, inputs: Tensor, prediction_steps: int) -> Tensor:
+        """Return the negative evidence lower bound of `[B, n, T, dims]`, its mean over instances and samples."""
+        theta = self.logits(inputs)
+        edges, log_prob = self.sample(theta, inputs.shape[1])
+        samples = len(edges) // len(inputs)
+        predicted = self.decoder(inputs, edges, prediction_steps)
+        nll = nll_gaussian(predicted, inputs[:, :, 1:].repeat_interleave(samples, dim=0), self.variance)
+        if self.baseline is not None:
+            assert log_prob is not None
+            nll = surrogate(nll, log_prob, self.baseline, inputs)
+        return nll.mean() + self.divergence(theta, inputs.shape[1]).mean()
 
 
-class MLPDecoder(nn.Module):
-    """Predict each frame from the one before, by messages along weighted edges of two types: no edge, and an edge.
+def kl_bernoulli(theta: Tensor, vertices: int) -> Tensor:
+    """Return KL(Bernoulli(sigmoid(theta)) || Bernoulli(1/2)) summed over edges `[B, E]`, per vertex, `[B]`."""
+    # sum_z q(z) log q(z) + log 2, with log q(1) = -softplus(-theta) and log q(0) = -softplus(theta)
+    entropy = F.softplus(theta) - theta * torch.sigmoid(theta)
+    return (math.log(2.0) - entropy).sum(dim=-1) / vertices
 
-    Args:
-        dims: dimensions of a position.
-        hidden: width of all layers.
-        dropout: probability of dropping a hidden unit in training.
-        skip_first: edges of type 0 ("no edge") carry no message.
-    """
 
-    def __init__(self, dims: int = 2, hidden: int = 256, dropout: float = 0.0, skip_first: bool = False):
-        super().__init__()
-        self.msg_fc1 = nn.ModuleList([nn.Linear(2 * dims, hidden) for _ in range(2)])
-        self.msg_fc2 = nn.ModuleList([nn.Linear(hidden, hidden) for _ in range(2)])
-        self.out_fc1 = nn.Linear(dims + hidden, hidden)
-        self.out_fc2 = nn.Linear(hidden, hidden)
-        self.out_fc3 = nn.Linear(hidden, dims)
-        self.dropout = dropout
-        self.types = (1,) if skip_first else (0, 1)
+STRUCTURES: dict[str, Callable[[NRIConfig], Structure]] = {
+    "tree": lambda config: spanning_trees(config.num_vertices, config.max_range),
+    "topk": lambda config: edge_subsets(config.num_vertices, directed=not config.symmeterize_logits),
+    "indep": lambda config: any_edges(config.num_vertices),
+}
 
-    def forward(self, inputs: Tensor, edges: Tensor, prediction_steps: int) -> Tensor:
-        """Return predictions of frames 1 to T-1, `[B*S, n, T-1, dims]`.
 
-        Every `prediction_steps`-th frame is a start point, from which the model feeds on its own predictions until
-        the next one; with 1 it sees the true frame before each prediction (teacher forcing).
+def build(config: NRIConfig) -> RelationalInference:
+    """Return the untrained networks around the method that is asked for."""
+    encoder = fast.MLPEncoder(
+        config.timesteps * config.dims, config.encoder_hidden, config.encoder_dropout, config.factor
+    )
+    decoder = fast.MLPDecoder(config.dims, config.decoder_hidden, config.decoder_dropout, config.skip_first)
+    structure = STRUCTURES[config.sst](config)
+    directed = config.directed_theta
+    seen = directed_spanning_trees(config.num_vertices, config.max_range) if directed else structure
+    return RelationalInference(
+        encoder,
+        decoder,
+        structure,
+        METHODS[config.chosen_method](seen, config),
+        config.symmeterize_logits,
+        config.var,
+        directed,
+        not config.use_gumbels_for_kl,
+        baseline_of(config),
+    )
 
-        Args:
-            inputs: positions `[B, n, T, dims]`.
-            edges: z in [0, 1], the weight of type 1, where type 0 has 1 - z: `[B*S, U]` or `[B*S, E]`. The S samples
-                of an instance are neighbours.
-            prediction_steps: from 1 to T.
 
-        Raises:
-            UsageError: `prediction_steps` is out of range, or `edges` does not fit the inputs.
-        """
-        (batch, n, timesteps), shape = inputs.shape[:3], tuple(edges.shape)
-        if not 1 <= prediction_steps <= timesteps:
-            raise UsageError(f"prediction_steps is {prediction_steps}: choose 1 to {timesteps}, the number of frames")
-        undirected, directed = n * (n - 1) // 2, n * (n - 1)
-        if len(shape) != 2 or shape[0] % batch or shape[1] not in (undirected, directed):
-            raise UsageError(
-                f"edges of shape {shape} do not fit {batch} graphs of {n} vertices: give {undirected} undirected or "
-                f"{directed} directed edges for each, and whole samples"
-            )
-        weights = torch.stack((1 - edges, edges))
-        if shape[1] == undirected:
-            weights = to_directed(weights, n)
-        starts = inputs.transpose(1, 2)[:, ::prediction_steps].repeat_interleave(shape[0] // batch, dim=0)
-        return self.roll_out(starts, weights, timesteps - 1, prediction_steps)
-
-    def roll_out(self, x: Tensor, weights: Tensor, frames: int, steps: int) -> Tensor:
-        """Return predictions `[R, n, frames, dims]`, `steps` from each start point.
-
-        Args:
-            x: start points `[R, starts, n, dims]`.
-            weights: of types and edges `[2, R, E]`.
-            frames: how many predictions to keep.
-            steps: how far to roll out.
-        """
-        starts = x.shape[1]
-        x, weights = x.flatten(0, 1), weights.repeat_interleave(starts, dim=1)
-        predicted = []
-        for _ in range(steps):
-            x = self.step(x, weights)
-            predicted.append(x)
-        by_start = torch.stack(predicted, dim=1).unflatten(0, (-1, starts))
-        return by_start.flatten(1, 2)[:, :frames].transpose(1, 2)
-
-    def step(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Move positions `[R, n, dims]` by one frame, along edges weighted `[2, R, E]`."""
-        hidden = torch.cat([x, self.messages(x, weights)], dim=-1)
-        hidden = F.dropout(F.relu(self.out_fc1(hidden)), self.dropout, self.training)
-        hidden = F.dropout(F.relu(self.out_fc2(hidden)), self.dropout, self.training)
-        return x + self.out_fc3(hidden)
-
-    def messages(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return the sum of the messages that each vertex receives, `[R, n, hidden]`."""
-        receivers, senders = ends(x)
-        pairs = torch.cat([senders @ x, receivers @ x], dim=-1)
-        messages = []
-        for i in self.types:
-            message = F.dropout(F.relu(self.msg_fc1[i](pairs)), self.dropout, self.training)
-            messages.append(F.relu(self.msg_fc2[i](message)) * weights[i].unsqueeze(-1))
-        return receivers.T @ sum(messages[1:], messages[0])
+def baseline_of(config: NRIConfig) -> nn.Module | None:
+    """Return the baseline of the losses, None for a method that has none."""
+    if config.use_nvil:
+        return NVILBaseline(config.num_vertices * config.timesteps * config.dims, config.ema_for_loss)
+    return BASELINES[config.reinforce_baseline](config.ema_for_loss) if config.use_reinforce else None

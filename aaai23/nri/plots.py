@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aaai23.nri.inference import RelationalInference
+from aaai23.nri.model import RelationalInference
 from aaai23.plots import our_way, save_png
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from aaai23.nri import trial
 from aaai23.nri.config import SPLITS, NRIConfig
 from aaai23.nri.data import Layouts
 from aaai23.nri.evaluate import measure, named
-from aaai23.nri.inference import RelationalInference, build
-from aaai23.nri.model import to_directed
+from aaai23.nri.model import RelationalInference, build
+from aaai23.nri.networks import to_directed
 from aaai23.nri.plots import adjacency, draw_curves, draw_graphs, infer
 from aaai23.speed.precision import accelerate
 from aaai23.speed.replay import TrainingStep

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aaai23.l2x.model import Explainer, Predictor, Selector
-from aaai23.nri.model import MLPEncoder
+from aaai23.nri.networks import MLPEncoder
 from aaai23.nri.score import EmaBaseline
 
 VECTORS = torch.arange(24.0).view(4, 6)

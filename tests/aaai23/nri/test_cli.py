@@ -20,7 +20,7 @@ from aaai23.harness.record import read_record
 from aaai23.methods import METHODS, NOISES, TARGETS
 from aaai23.nri import cli
 from aaai23.nri.config import NRIConfig
-from aaai23.nri.inference import STRUCTURES
+from aaai23.nri.model import STRUCTURES
 from aaai23.nri.score import BASELINES
 from aaai23.nri.simulate import write
 from tests.aaai23.scripts import ROOT, exit_code, path_of

@@ -15,8 +15,8 @@ from aaai23.methods import NOISES
 from aaai23.nri import cli
 from aaai23.nri.data import Layouts
 from aaai23.nri.evaluate import measure
-from aaai23.nri.inference import build
-from aaai23.nri.model import MLPDecoder, MLPEncoder
+from aaai23.nri.model import build
+from aaai23.nri.networks import MLPDecoder, MLPEncoder
 from imle.noise import BaseNoiseDistribution, GumbelNoiseDistribution, SumOfGammaNoiseDistribution
 
 VERTICES = 5

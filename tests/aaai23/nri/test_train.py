@@ -13,7 +13,7 @@ from aaai23.harness.identity import finished
 from aaai23.methods import METHODS as LAYERS
 from aaai23.methods import MethodSettings
 from aaai23.nri.evaluate import measure
-from aaai23.nri.inference import RelationalInference, build, kl_bernoulli
+from aaai23.nri.model import RelationalInference, build, kl_bernoulli
 from aaai23.nri.plots import adjacency, draw_graphs
 from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
 from aaai23.nri.train import Batches, optimiser_of, train_steps

@@ -12,7 +12,7 @@ import torch
 
 from aaai23.errors import UsageError
 from aaai23.nri.evaluate import measure
-from aaai23.nri.inference import build
+from aaai23.nri.model import build
 from aaai23.nri.simulate import write
 from aaai23.nri.trial import begin, read_config
 from imle.solvers import spanning_tree_edges

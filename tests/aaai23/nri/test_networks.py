@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from aaai23.errors import UsageError
 from aaai23.nri import fast as fast_networks
-from aaai23.nri import model
-from aaai23.nri.model import MLPDecoder, MLPEncoder, directed_edges, symmetrise, to_directed
+from aaai23.nri import networks as plain_networks
+from aaai23.nri.networks import MLPDecoder, MLPEncoder, directed_edges, symmetrise, to_directed
 from aaai23.speed.dense import dense, dense_weight_gradient
 
 TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.float64: {"atol": 1e-11, "rtol": 1e-11}}
@@ -32,7 +32,7 @@ def assert_same_gradients(got, expected):
 def same_start(name, dtype, *args, **options):
     """Return the fast and the plain networks as the same seed makes them."""
     networks = []
-    for kind in (getattr(fast_networks, name), getattr(model, name)):
+    for kind in (getattr(fast_networks, name), getattr(plain_networks, name)):
         torch.manual_seed(3)
         networks.append(kind(*args, **options).to(dtype))
     starts = [network.state_dict() for network in networks]
