@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from aaai23.flags import MethodFlags
 from imle.aimle import aimle
 from imle.auto import AutoTargetDistribution
 from imle.imle import imle
@@ -30,56 +30,13 @@ from imle.ste import ste
 from imle.structures import Structure, stochastic_softmax
 from imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
-
-@dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    """What a method can be told. A task's configuration has attributes of these names, and is given in its place.
-
-    Args:
-        noise: of aimle and imle, a name in NOISES.
-        nb_samples: solutions for each instance [S].
-        theta_noise_temperature, target_noise_temperature: of the noise in the forward and the target pass [tau, tau'].
-        symmetric_perturbation: aimle takes central instead of forward differences.
-        target: a name in TARGETS.
-        perturbation_size: lambda of the standard target, beta at the start of the adaptive one.
-        gradient_scaling: divide by lambda (standard target; the adaptive one always does).
-        beta_update_step, beta_update_momentum, target_norm: the adaptive rule [eta, mu, c].
-        exact_scaling: of the adaptive and the auto target: the gradient does not grow with S; see there.
-        sample_reduction: "mean" for a loss that sums over S, "sum" for one that is a mean over all rows.
-        ste_noise, ste_noise_temperature: of ste.
-        relaxation_temperature: lower is closer to discrete and has gradients of larger variance.
-        hard: sst and gumbel-softmax sample discrete solutions, with the gradient of the relaxed ones.
-    """
-
-    noise: str = "sog"
-    nb_samples: int = 1
-    theta_noise_temperature: float = 1.0
-    target_noise_temperature: float = 1.0
-    symmetric_perturbation: bool = False
-    target: str = "standard"
-    perturbation_size: float = 0.0
-    gradient_scaling: bool = False
-    beta_update_step: float = 1e-4
-    beta_update_momentum: float = 0.0
-    target_norm: float = 1.0
-    exact_scaling: bool = False
-    sample_reduction: Literal["mean", "sum"] = "sum"
-    ste_noise: str = "sog"
-    ste_noise_temperature: float = 1.0
-    relaxation_temperature: float = 0.1
-    hard: bool = False
-
-
-Settings = Any
-"""`MethodSettings`, or what has its attributes."""
-
 NOISES: dict[str, Callable[[int], Any]] = {
     "none": lambda k: None,
     "sog": lambda k: SumOfGammaNoiseDistribution(k=k, nb_iterations=10),
     "gumbel": lambda k: GumbelNoiseDistribution(),
 }
 
-TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
+TARGETS: dict[str, Callable[[MethodFlags], BaseTargetDistribution]] = {
     "standard": lambda settings: TargetDistribution(
         alpha=1.0, beta=settings.perturbation_size, do_gradient_scaling=settings.gradient_scaling
     ),
@@ -98,18 +55,18 @@ TARGETS: dict[str, Callable[[Settings], BaseTargetDistribution]] = {
 Layer = MAPLayer | RelaxedLayer
 
 
-def aimle_layer(structure: Structure, settings: Settings) -> Layer:
+def aimle_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """AIMLE: forward or central differences, with any target."""
     central = settings.symmetric_perturbation
     return MAPLayer(structure.solve, aimle(symmetric_perturbation=central, **_perturbation(structure, settings)))
 
 
-def imle_layer(structure: Structure, settings: Settings) -> Layer:
+def imle_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """I-MLE."""
     return MAPLayer(structure.solve, imle(**_perturbation(structure, settings)))
 
 
-def _perturbation(structure: Structure, settings: Settings) -> dict[str, Any]:
+def _perturbation(structure: Structure, settings: MethodFlags) -> dict[str, Any]:
     return {
         "target_distribution": TARGETS[settings.target](settings),
         "noise_distribution": NOISES[settings.noise](structure.k),
@@ -120,7 +77,7 @@ def _perturbation(structure: Structure, settings: Settings) -> dict[str, Any]:
     }
 
 
-def ste_layer(structure: Structure, settings: Settings) -> Layer:
+def ste_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """Straight-through."""
     estimator = ste(
         noise_distribution=NOISES[settings.ste_noise](structure.k),
@@ -131,38 +88,38 @@ def ste_layer(structure: Structure, settings: Settings) -> Layer:
     return MAPLayer(structure.solve, estimator)
 
 
-def score_function_layer(structure: Structure, settings: Settings) -> Layer:
+def score_function_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """Solutions and their log-densities; what tells NVIL and REINFORCE apart is the baseline of their losses."""
     estimator = sfe(noise_distribution=structure.noise, nb_samples=settings.nb_samples, sample_reduction="sum")
     return MAPLayer(structure.solve, estimator)
 
 
-def sst_layer(structure: Structure, settings: Settings) -> Layer:
+def sst_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """Stochastic softmax tricks, on any structure."""
     return _relaxed(structure, settings, functools.partial(stochastic_softmax, structure=structure, hard=settings.hard))
 
 
-def softsub_layer(structure: Structure, settings: Settings) -> Layer:
+def softsub_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """SoftSub, on `k_subsets` alone."""
     return _relaxed(structure, settings, functools.partial(softsub, k=structure.k))
 
 
-def l2x_layer(structure: Structure, settings: Settings) -> Layer:
+def l2x_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """The maximum of k Concrete samples, as in learning to explain; on `k_subsets` alone."""
     return _relaxed(structure, settings, functools.partial(concrete_max, k=structure.k))
 
 
-def gumbel_softmax_layer(structure: Structure, settings: Settings) -> Layer:
+def gumbel_softmax_layer(structure: Structure, settings: MethodFlags) -> Layer:
     """Gumbel-softmax, on `k_subsets(1)` alone."""
     return _relaxed(structure, settings, functools.partial(gumbel_softmax, hard=settings.hard))
 
 
-def _relaxed(structure: Structure, settings: Settings, relax: Callable[..., Tensor]) -> Layer:
+def _relaxed(structure: Structure, settings: MethodFlags, relax: Callable[..., Tensor]) -> Layer:
     # "sum" for the VAE, too, as published: relaxed samples pass on their whole gradients
     return RelaxedLayer(structure.solve, relax, settings.relaxation_temperature, settings.nb_samples, "sum")
 
 
-METHODS: dict[str, Callable[[Structure, Settings], Layer]] = {
+METHODS: dict[str, Callable[[Structure, MethodFlags], Layer]] = {
     "aimle": aimle_layer,
     "imle": imle_layer,
     "imletopk": imle_layer,  # its defaults are others

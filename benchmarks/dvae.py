@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 
 from aaai23.dvae import fast
+from aaai23.dvae.config import VAEConfig
 from aaai23.dvae.model import DiscreteVAE, losses, training_loss
-from aaai23.methods import METHODS, Layer, MethodSettings
+from aaai23.methods import METHODS, Layer
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
 from imle.structures import k_subsets
@@ -45,11 +46,11 @@ def training_step_of_the_paper(device: torch.device, replay: bool = True) -> Cal
 
 
 def _aimle() -> Layer:
-    settings = MethodSettings(
-        noise="sog",
+    settings = VAEConfig(
         nb_samples=SAMPLES,
         target="adaptive",
         symmetric_perturbation=True,
+        theta_noise_temperature=1.0,
         perturbation_size=0.5,
         beta_update_step=1e-3,
         target_norm=10.0,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from aaai23.l2x import fast, model
+from aaai23.l2x.config import L2XConfig
 from aaai23.l2x.model import Explainer, Predictor, squared_error
-from aaai23.methods import METHODS, MethodSettings
+from aaai23.methods import METHODS
 from benchmarks.measure import Repeat, Row, compare, training_step
 from benchmarks.memory import peak_of_step
 from imle.structures import k_subsets
@@ -43,7 +44,14 @@ def explainer(
 
 def central_aimle() -> torch.nn.Module:
     """Return the layer of the mission's command."""
-    settings = MethodSettings(noise="gumbel", target="adaptive", symmetric_perturbation=True)
+    settings = L2XConfig(
+        noise="gumbel",
+        theta_noise_temperature=1.0,
+        target_noise_temperature=1.0,
+        target="adaptive",
+        symmetric_perturbation=True,
+        perturbation_size=0.0,
+    )
     return METHODS["aimle"](k_subsets(K), settings)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from aaai23.methods import METHODS, MethodSettings
+from aaai23.methods import METHODS
 from aaai23.nri import fast
 from aaai23.nri import networks as plain_networks
+from aaai23.nri.config import NRIConfig
 from aaai23.nri.metrics import kl_gumbel, nll_gaussian
 from aaai23.nri.networks import symmetrise, to_directed
 from benchmarks.measure import Repeat, Row, compare, training_step
@@ -101,7 +102,7 @@ def run(device: torch.device) -> list[Row]:
 
 
 def _aimle() -> nn.Module:
-    settings = MethodSettings(target="adaptive", perturbation_size=0.5, beta_update_step=1e-3)
+    settings = NRIConfig(theta_noise_temperature=1.0, target="adaptive", perturbation_size=0.5, beta_update_step=1e-3)
     return METHODS["aimle"](spanning_trees(VERTICES), settings)
 
 

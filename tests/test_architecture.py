@@ -20,7 +20,7 @@ BELOW = {  # what each room of aaai23 may import of the others; a task may impor
     "harness": {"errors", "speed"},
     "plots": {"errors", "harness"},
     "flags": {"harness"},
-    "methods": set(),
+    "methods": {"flags"},
     "scripts": {"harness"},  # tasks by their names
 }
 READ_BY_EXPERIMENTS = {

@@ -11,7 +11,6 @@ from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
     SWITCH,
-    Config,
     length,
     non_negative_float,
     positive_float,
@@ -20,20 +19,18 @@ from aaai23.harness.config import (
 )
 
 METHODS = ("aimle", "imle", "ste", "gumbel-softmax")
-PERTURBED = ("aimle", "imle")
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 REMEDY = "./get_data.sh vae downloads MNIST, ./get_data.sh sample makes sample data"
 
-_imle = partial(flags.method, methods=PERTURBED)
 _ste = partial(flags.method, methods=("ste",))
 _relaxed = partial(flags.method, methods=("gumbel-softmax",))
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEConfig(Config):
+class VAEConfig(flags.MethodFlags):
     """The discrete VAE. Settings of estimators have the library's names."""
 
     epochs: int = length(100, "--epochs", "-e", type=positive_int, help="passes over the training images")
@@ -44,7 +41,7 @@ class VAEConfig(Config):
         "--select-k",
         "-K",
         type=positive_int,
-        methods=(*PERTURBED, "ste"),
+        methods=("aimle", "imle", "ste"),
         help="ones in a row of a code; always 1 in gumbel-softmax",
     )
     code_m: int = setting(20, "--code-m", type=positive_int, help="rows of a code")
@@ -56,20 +53,11 @@ class VAEConfig(Config):
     method: str = flags.method(
         "imle", "--method", "-M", choices=METHODS, help="how gradients pass through the choice of bits"
     )
-    symmetric_perturbation: bool = flags.symmetric_perturbation()
-    target: str = flags.target(PERTURBED)
-    beta_update_step: float = flags.beta_update_step(PERTURBED)
-    beta_update_momentum: float = flags.beta_update_momentum(PERTURBED)
-    target_norm: float = flags.target_norm(PERTURBED)
-    noise: str = _imle("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle and imle")
     nb_samples: int = flags.method(1, "--imle-samples", type=positive_int, help="codes for each image; all methods")
-    theta_noise_temperature: float = _imle(
-        10.0, "--imle-temperature", type=non_negative_float, help="noise of aimle and imle, both passes"
-    )
-    perturbation_size: float = flags.perturbation_size(PERTURBED, 10.0)
-    gradient_scaling: bool = flags.gradient_scaling(PERTURBED)
-    ste_noise: str = flags.ste_noise()
-    ste_noise_temperature: float = flags.ste_noise_temperature()
+    theta_noise_temperature: float = flags.changed("theta_noise_temperature", 10.0)
+    perturbation_size: float = flags.changed("perturbation_size", 10.0)
+    ste_noise: str = _ste("sog", "--ste-noise", choices=flags.NOISES, help="noise of method ste")
+    ste_noise_temperature: float = _ste(0.0, "--ste-temperature", type=non_negative_float, help="noise of method ste")
     init_temperature: float = _relaxed(
         1.0, "--init-temperature", type=non_negative_float, help="of gumbel-softmax, in the first 1000 steps"
     )
@@ -82,13 +70,6 @@ class VAEConfig(Config):
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")
 
     sample_reduction = "mean"  # the published loss sums over S
-    exact_scaling = False  # the published results rest on a gradient that grows with the root of S
-
-    @property
-    def target_noise_temperature(self) -> float:
-        """One flag perturbs both passes."""
-        return self.theta_noise_temperature
-
     @property
     def relaxation_temperature(self) -> float:
         """Temperature of gumbel-softmax at the start; the schedule sets it later."""
@@ -110,7 +91,7 @@ class VAEConfig(Config):
             yield "--init-temperature must be above 0 with --method gumbel-softmax, such as 1.0"
         if self.ones > self.code_n:
             yield f"--select-k {self.select_k} of a row's --code-n {self.code_n} entries: select fewer"
-        yield from flags.no_gradient(self)
+        yield from super().refusals()
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""

@@ -241,7 +241,8 @@ def parser(kind: type[Config], prog: str, description: str) -> ArgumentParser:
     result = ArgumentParser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
     groups: dict[str, Any] = {}
     known, default = declared(kind), defaults(kind)
-    for name, it in sorted(known.items(), key=lambda item: item[1].group == "run"):  # Python puts a base's fields first
+    last = {"method": 1, "run": 2}  # Python puts a base's fields first
+    for name, it in sorted(known.items(), key=lambda item: last.get(item[1].group, 0)):
         group = groups.setdefault(it.group, None) or result.add_argument_group(it.group)
         groups[it.group] = group
         shown = "" if default[name] is None or default[name] is False else f" (default: {default[name]})"

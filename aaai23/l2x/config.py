@@ -12,7 +12,6 @@ from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
     SWITCH,
-    Config,
     launch,
     length,
     non_negative_float,
@@ -23,7 +22,6 @@ from aaai23.harness.config import (
 )
 
 METHODS = ("aimle", "imle", "imletopk", "ste", "sst", "softsub", "l2x")
-PERTURBED = ("aimle", "imle", "imletopk")
 PRESETS: dict[str, dict[str, Any]] = {
     # as published for I-MLE
     "imletopk": {
@@ -42,11 +40,11 @@ VECTORS_FILE = "review+wiki.filtered.200.txt"
 EMBEDDING_SIZE = 200  # numbers after a word; the selector's first convolution has this many input channels
 
 
-_imle = partial(flags.method, methods=PERTURBED)
+_ste = partial(flags.method, methods=("ste",))
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2XConfig(Config):
+class L2XConfig(flags.MethodFlags):
     """Learning to Explain: rate a review from K of its words. Settings of estimators have the library's names."""
 
     aspect: int = setting(
@@ -73,33 +71,28 @@ class L2XConfig(Config):
     method: str = flags.method(
         "imle", "--method", "-M", choices=METHODS, help="imletopk: imle, with the published defaults"
     )
-    symmetric_perturbation: bool = flags.symmetric_perturbation()
-    target: str = flags.target(PERTURBED)
-    noise: str = _imle("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle and imle")
     nb_samples: int = flags.method(1, "--imle-samples", type=positive_int, help="solutions for each review")
-    theta_noise_temperature: float = _imle(
-        0.0, "--imle-input-temperature", type=non_negative_float, help="noise of the forward pass"
+    theta_noise_temperature: float = flags.changed(
+        "theta_noise_temperature", 0.0, "--imle-input-temperature", help="noise of the forward pass"
     )
-    target_noise_temperature: float = _imle(
-        10.0, "--imle-output-temperature", type=non_negative_float, help="noise of the target pass"
+    target_noise_temperature: float = flags.method(
+        10.0,
+        "--imle-output-temperature",
+        type=non_negative_float,
+        methods=flags.DIFFERENCES,
+        help="noise of the target pass",
     )
-    perturbation_size: float = flags.perturbation_size(PERTURBED, 1000.0)
-    beta_update_step: float = flags.beta_update_step(PERTURBED)
-    beta_update_momentum: float = flags.beta_update_momentum(PERTURBED)
-    target_norm: float = flags.target_norm(PERTURBED)
-    gradient_scaling: bool = flags.gradient_scaling(PERTURBED)
+    perturbation_size: float = flags.changed("perturbation_size", 1000.0)
     sst_temperature: float = flags.method(
         0.1, "--sst-temperature", type=non_negative_float, methods=("sst",), help="of method sst"
     )
     softsub_temperature: float = flags.method(
         0.5, "--softsub-temperature", type=non_negative_float, methods=("softsub",), help="of method softsub"
     )
-    ste_noise: str = flags.ste_noise()
-    ste_noise_temperature: float = flags.ste_noise_temperature()
+    ste_noise: str = _ste("sog", "--ste-noise", choices=flags.NOISES, help="noise of method ste")
+    ste_noise_temperature: float = _ste(0.0, "--ste-temperature", type=non_negative_float, help="noise of method ste")
 
     exact_scaling = True  # the gradient does not grow with the number of samples
-    sample_reduction = "sum"  # nor shrink: the loss is a mean over all of them
-    hard = False
 
     @property
     def relaxation_temperature(self) -> float:
@@ -126,7 +119,7 @@ class L2XConfig(Config):
             yield f"--select-k {self.select_k} words of --max-len {self.max_len}: select fewer words"
         if self.method in ("sst", "softsub") and self.relaxation_temperature == 0:
             yield f"--{self.method}-temperature must be above 0 with --method {self.method}"
-        yield from flags.no_gradient(self)
+        yield from super().refusals()
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""

@@ -12,7 +12,6 @@ from typing import Any
 from aaai23 import flags
 from aaai23.errors import UsageError
 from aaai23.harness.config import (
-    Config,
     declared,
     folder_name,
     launch,
@@ -45,13 +44,11 @@ _network = partial(setting, group="networks")
 _edges = partial(setting, group="edges")
 _sst = partial(_edges, methods=("sst",))
 _score = partial(setting, group="score function", methods=SCORE)
-_imle = partial(flags.method, methods=PERTURBED)
-_perturbed = partial(flags.method, methods=(*PERTURBED, "ste"))
 _evaluation = partial(setting, group="evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NRIConfig(Config):
+class NRIConfig(flags.MethodFlags):
     """Neural Relational Inference. Settings of estimators have the library's names."""
 
     seed: int = launch(42, "--seed", type=seed_number, help="seed", group="run")
@@ -152,21 +149,33 @@ class NRIConfig(Config):
     )
 
     method: str = flags.method("sst", "--method", choices=METHODS, help="how gradients reach the encoder")
-    symmetric_perturbation: bool = flags.symmetric_perturbation(**SWITCH)
-    target: str = flags.target(PERTURBED)
-    perturbation_size: float = flags.perturbation_size(PERTURBED, 0.0)
-    beta_update_step: float = flags.beta_update_step(PERTURBED, "--imle-lambda-update-step")
-    noise: str = _perturbed("sog", "--imle-noise", choices=flags.NOISES, help="noise of aimle, imle and ste")
-    theta_noise_temperature: float = _perturbed(
-        0.0, "--imle-noise-temperature", type=non_negative_float, help="noise of both passes"
+    symmetric_perturbation: bool = flags.changed("symmetric_perturbation", **SWITCH)
+    beta_update_step: float = flags.changed("beta_update_step", 1e-4, "--imle-lambda-update-step")
+    beta_update_momentum: float = 0.0
+    target_norm: float = 1.0
+    noise: str = flags.changed("noise", methods=(*PERTURBED, "ste"), help="noise of aimle, imle and ste")
+    theta_noise_temperature: float = flags.changed(
+        "theta_noise_temperature",
+        0.0,
+        "--imle-noise-temperature",
+        methods=(*PERTURBED, "ste"),
+        help="noise of both passes",
     )
-    imle_samples: int = _perturbed(
-        1, "--imle-samples", type=positive_int, help="graphs for each sample; aimle, imle and ste"
+    imle_samples: int = flags.method(
+        1,
+        "--imle-samples",
+        type=positive_int,
+        methods=(*PERTURBED, "ste"),
+        help="graphs for each sample; aimle, imle and ste",
     )
-    undirected_theta: bool = _imle(
-        False, "--undirected-theta", **SWITCH, help="over trees one entry an edge; else both directions, as published"
+    undirected_theta: bool = flags.method(
+        False,
+        "--undirected-theta",
+        **SWITCH,
+        methods=PERTURBED,
+        help="over trees one entry an edge; else both directions, as published",
     )
-    gradient_scaling: bool = flags.gradient_scaling(PERTURBED, **SWITCH)
+    gradient_scaling: bool = flags.changed("gradient_scaling", **SWITCH)
 
     eval_batch_size: int = _evaluation(100, "--eval_batch_size", type=positive_int, help="held-out graphs at once")
     edge_metric_num_samples: int = _evaluation(
@@ -182,10 +191,7 @@ class NRIConfig(Config):
         True, "--log_edge_metric_val", **BOOL, help="edge metrics at each evaluation"
     )
 
-    beta_update_momentum = 0.0
-    target_norm = 1.0
     exact_scaling = True  # the gradient does not grow with the number of samples
-    sample_reduction = "sum"  # nor shrink: the loss is a mean over all of them
 
     @property
     def chosen_method(self) -> str:
@@ -196,21 +202,6 @@ class NRIConfig(Config):
     def nb_samples(self) -> int:
         """Graphs for each sample."""
         return self.num_samples if self.chosen_method in SCORE else self.imle_samples if self.method != "sst" else 1
-
-    @property
-    def target_noise_temperature(self) -> float:
-        """One flag perturbs both passes."""
-        return self.theta_noise_temperature
-
-    @property
-    def ste_noise(self) -> str:
-        """One flag names the noise of all perturbed methods."""
-        return self.noise
-
-    @property
-    def ste_noise_temperature(self) -> float:
-        """One flag perturbs all perturbed methods."""
-        return self.theta_noise_temperature
 
     @property
     def relaxation_temperature(self) -> float:
@@ -272,7 +263,7 @@ class NRIConfig(Config):
             yield "--reinforce_baseline batch needs --batch_size of 2 or more"
         if self.chosen_method == "sst" and self.hard != self.st:
             yield "--hard True and --st True go together: discrete samples have no gradient but a straight-through one"
-        yield from flags.no_gradient(self)
+        yield from super().refusals()
 
     def files(self) -> list[Path]:
         """Return the data files that are read."""

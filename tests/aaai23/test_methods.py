@@ -9,7 +9,7 @@ from aaai23.dvae import cli as dvae_cli
 from aaai23.dvae import train as dvae_train
 from aaai23.l2x import cli as l2x_cli
 from aaai23.l2x import train as l2x_train
-from aaai23.methods import METHODS, MethodSettings, beta_of
+from aaai23.methods import METHODS, beta_of
 from imle.aimle import aimle
 from imle.auto import AutoTargetDistribution
 from imle.imle import imle
@@ -21,6 +21,7 @@ from imle.solvers import select_k
 from imle.ste import ste
 from imle.structures import k_subsets
 from imle.target import AdaptiveTargetDistribution, TargetDistribution
+from tests.aaai23.settings import Settings
 
 K = 3
 SOG = SumOfGammaNoiseDistribution(k=K, nb_iterations=10)
@@ -213,7 +214,7 @@ def z_of(output):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_layer_samples_in_training_solves_in_evaluation_and_does_either_when_asked(method):
     structure = k_subsets(1 if method == "gumbel-softmax" else 3)
-    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
+    layer = METHODS[method](structure, Settings(nb_samples=2, perturbation_size=1.0))
     theta, best = torch.randn(5, 8), structure.solve
     for mode in (True, False):
         layer.train(mode)
@@ -230,14 +231,14 @@ def test_every_layer_samples_in_training_solves_in_evaluation_and_does_either_wh
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mask_keeps_solutions_and_samples_to_what_it_allows(method):
     structure = k_subsets(1 if method == "gumbel-softmax" else 3)
-    layer = METHODS[method](structure, MethodSettings(nb_samples=2, perturbation_size=1.0))
+    layer = METHODS[method](structure, Settings(nb_samples=2, perturbation_size=1.0))
     mask = torch.arange(8) >= torch.tensor([[0], [4], [5]])
     for z in (z_of(layer.sample(torch.randn(3, 8), mask=mask)), z_of(layer.solve(torch.randn(3, 8), mask=mask))):
         assert not z[~mask.repeat_interleave(len(z) // 3, dim=0)].any()
 
 
 def gumbel_softmax_layer(temperature, hard=False, samples=1):
-    settings = MethodSettings(relaxation_temperature=temperature, hard=hard, nb_samples=samples)
+    settings = Settings(relaxation_temperature=temperature, hard=hard, nb_samples=samples)
     return METHODS["gumbel-softmax"](k_subsets(1), settings)
 
 
@@ -272,8 +273,8 @@ def test_a_relaxed_layer_takes_its_temperature_from_outside_and_a_generator():
 @pytest.mark.parametrize("method", ["sst", "softsub", "l2x", "gumbel-softmax"])
 def test_a_relaxed_layer_of_temperature_zero_is_refused(method):
     with pytest.raises(ValueError, match="temperature"):
-        METHODS[method](k_subsets(1), MethodSettings(relaxation_temperature=0.0))
-    layer = METHODS[method](k_subsets(1), MethodSettings())
+        METHODS[method](k_subsets(1), Settings(relaxation_temperature=0.0))
+    layer = METHODS[method](k_subsets(1), Settings())
     layer.temperature = 0.0
     with pytest.raises(ValueError, match="temperature"):
         layer(torch.zeros(2, 3))
@@ -282,7 +283,7 @@ def test_a_relaxed_layer_of_temperature_zero_is_refused(method):
 def test_the_target_without_numbers_reads_none_of_the_flags_of_the_others():
     def gradient(**settings):
         torch.manual_seed(0)
-        layer = METHODS["aimle"](k_subsets(3), MethodSettings(target="auto", noise="gumbel", **settings))
+        layer = METHODS["aimle"](k_subsets(3), Settings(target="auto", noise="gumbel", **settings))
         theta = torch.randn(4, 9).requires_grad_()
         (layer(theta) - torch.rand(4, 9)).square().sum().backward()
         return theta.grad

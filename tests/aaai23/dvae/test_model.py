@@ -17,12 +17,13 @@ from aaai23.dvae.model import (
     temperature_at,
     training_loss,
 )
-from aaai23.methods import METHODS, MethodSettings
+from aaai23.methods import METHODS
 from imle.aimle import aimle
 from imle.layers import MAPLayer
 from imle.noise import SumOfGammaNoiseDistribution
 from imle.solvers import select_k
 from imle.structures import k_subsets
+from tests.aaai23.settings import Settings
 
 
 class Repeat(nn.Module):
@@ -191,7 +192,7 @@ LAYERS = {
         lambda theta: select_k(theta, 4), aimle(noise_distribution=SumOfGammaNoiseDistribution(k=4), nb_samples=3)
     ),
     "gumbel-softmax": lambda: METHODS["gumbel-softmax"](
-        k_subsets(1), MethodSettings(relaxation_temperature=0.5, nb_samples=3)
+        k_subsets(1), Settings(relaxation_temperature=0.5, nb_samples=3)
     ),
 }
 

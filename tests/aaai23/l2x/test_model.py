@@ -8,10 +8,11 @@ from aaai23.l2x import config, fast
 from aaai23.l2x.data import Annotations, Reviews
 from aaai23.l2x.model import Explainer, Predictor, Selector, squared_error
 from aaai23.l2x.train import EVALUATION_BATCH, chance_precision, mean_squared_error, selections, subset_precision
-from aaai23.methods import METHODS, MethodSettings
+from aaai23.methods import METHODS
 from imle.layers import RelaxedLayer
 from imle.solvers import select_k
 from imle.structures import k_subsets
+from tests.aaai23.settings import Settings
 
 LENGTHS = (0, 1, 2, 5, 17, 30, 33, 39, 40)
 
@@ -139,7 +140,7 @@ def test_word_vectors_are_frozen_and_not_in_the_checkpoint():
 
 
 def explainer(method="aimle", k=4, mask_padding=False, **settings):
-    layer = METHODS[method](k_subsets(k), MethodSettings(noise="gumbel", **settings))
+    layer = METHODS[method](k_subsets(k), Settings(noise="gumbel", **settings))
     return Explainer(fast.Selector(embedding()), layer, Predictor(12), k, mask_padding)
 
 

@@ -11,7 +11,6 @@ import torch
 from aaai23.errors import UsageError
 from aaai23.harness.identity import finished
 from aaai23.methods import METHODS as LAYERS
-from aaai23.methods import MethodSettings
 from aaai23.nri.evaluate import measure
 from aaai23.nri.model import RelationalInference, build, kl_bernoulli
 from aaai23.nri.plots import adjacency, draw_graphs
@@ -19,6 +18,7 @@ from aaai23.nri.score import BASELINES, NVILBaseline, surrogate
 from aaai23.nri.train import Batches, optimiser_of, train_steps
 from imle.structures import spanning_trees
 from tests.aaai23.nri.runs import ADAPTIVE, SILENT, data_of, identity_of, record, train, trial_of
+from tests.aaai23.settings import Settings
 
 METHODS = {
     "sst tree": "",
@@ -72,7 +72,7 @@ def test_score_function_gradients_are_unbiased_with_every_baseline(baseline):
             return torch.zeros_like(losses), losses.new_zeros(())
 
     made = {"none": Zero, "nvil": lambda: NVILBaseline(2, 0.5)}.get(baseline, lambda: BASELINES[baseline](0.5))()
-    layer = LAYERS["reinforce"](spanning_trees(3), MethodSettings(nb_samples=2))
+    layer = LAYERS["reinforce"](spanning_trees(3), Settings(nb_samples=2))
     rows, inputs = 30000, torch.randn(30000, 2)
     spread = {}
     for _ in range(2):  # the second time, running means are under way
@@ -90,7 +90,7 @@ def test_score_function_gradients_are_unbiased_with_every_baseline(baseline):
 def test_a_baseline_makes_the_gradient_less_noisy():
     def noise(baseline):
         torch.manual_seed(0)
-        layer = LAYERS["reinforce"](spanning_trees(5), MethodSettings(nb_samples=2))
+        layer = LAYERS["reinforce"](spanning_trees(5), Settings(nb_samples=2))
         theta = torch.zeros(2000, 10, requires_grad=True)
         for _ in range(2):
             theta.grad = None
