@@ -1,16 +1,13 @@
 """The W&B mirror of a run's record: optional, offline without an account, and never the reason that a run fails."""
 
-import configparser
 import functools
 import logging
-import netrc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
-from urllib.parse import urlsplit
 
 _P = ParamSpec("_P")
 _LOGGER = logging.getLogger(__name__)
@@ -25,53 +22,24 @@ _open: set["Tracker"] = set()  # those whose runs are open in this process
 def wandb_mode() -> str:
     """Return the mode that W&B runs in: what the user asked for, else online with an account, else offline.
 
-    A mode is asked for by WANDB_MODE or by `wandb offline|disabled|online`. An account is WANDB_API_KEY or
-    WANDB_IDENTITY_TOKEN_FILE, an entry for the server in the netrc file, or a saved key: what `wandb login` leaves.
+    A mode is asked for by WANDB_MODE or by `wandb offline|disabled`; an account is one that `wandb.login` finds.
 
     Raises:
         ValueError: W&B has no such mode.
     """
-    saved = _saved_settings()
-    asked = os.environ.get("WANDB_MODE") or saved.get("mode")
+    asked = os.environ.get("WANDB_MODE")
     if asked:
         if asked not in _MODES:
             raise ValueError(f"WANDB_MODE is {asked!r}: choose online, offline or disabled")
         return asked
-    if any(os.environ.get(key) for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or saved.get("api_key"):
-        return "online"
-    server = os.environ.get("WANDB_BASE_URL") or saved.get("base_url") or "https://api.wandb.ai"
-    if _in_netrc(urlsplit(server).netloc):
-        return "online"
+    os.environ.pop("WANDB_MODE", None)  # W&B refuses an empty one
+    import wandb
+
+    saved = str(wandb.setup().settings.mode)
+    if saved != "online" or wandb.login(prompt=False, verify=False):
+        return saved
     _say_offline()
     return "offline"
-
-
-def _saved_settings() -> dict[str, str]:
-    """Return what W&B's command line has saved for this user and, over it, for this folder."""
-    user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb") / "settings"
-    found: dict[str, str] = {}
-    for path in (user, _folder() / "settings"):
-        parser = configparser.ConfigParser(interpolation=None)
-        try:
-            parser.read(path, encoding="utf-8")
-        except (configparser.Error, ValueError, OSError):
-            continue
-        if parser.has_section("default"):
-            found.update(parser["default"])
-    return found
-
-
-def _in_netrc(host: str) -> bool:
-    named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for path in paths:
-        try:
-            entry = netrc.netrc(str(path)).authenticators(host)
-        except (OSError, netrc.NetrcParseError, ValueError):
-            continue
-        if entry is not None and entry[2]:
-            return True
-    return False
 
 
 def _folder() -> Path:
@@ -134,8 +102,6 @@ class Tracker:
         mode = wandb_mode()
         if mode == "disabled":
             return
-        if not os.environ.get("WANDB_MODE"):
-            os.environ.pop("WANDB_MODE", None)  # W&B refuses an empty one
         options: dict[str, Any] = {
             "project": project,
             "id": run_id,

@@ -162,46 +162,53 @@ def test_an_interruption_while_wandb_starts_is_recorded(tmp_path, fake_wandb):
     assert read_record(run.identity.file(".json")).error == "interrupted"
 
 
-def test_the_mode_of_wandb_follows_what_the_user_set_up(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def set_up(monkeypatch):
+    """Say what W&B has saved of a user: a mode, and whether there is an account."""
+    import wandb
+
+    def say(mode="online", account=False):
+        monkeypatch.setattr(wandb, "setup", lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode=mode)))
+        monkeypatch.setattr(wandb, "login", lambda prompt, verify: account or prompt or verify)
+
     tracking._say_offline.cache_clear()
-    for key in (
-        "WANDB_MODE",
-        "WANDB_API_KEY",
-        "WANDB_IDENTITY_TOKEN_FILE",
-        "WANDB_BASE_URL",
-        "WANDB_CONFIG_DIR",
-        "NETRC",
-    ):
-        monkeypatch.delenv(key, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return say
+
+
+def test_the_mode_of_wandb_follows_what_the_user_set_up(set_up, monkeypatch, caplog):
+    set_up()
     assert tracking.wandb_mode() == tracking.wandb_mode() == "offline"
     assert len(caplog.records) == 1
-    (tmp_path / ".netrc").write_text("machine example.org login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert tracking.wandb_mode() == "offline"
-    with (tmp_path / ".netrc").open("a") as file:
-        file.write("machine api.wandb.ai login user password secret\n")
+    set_up(account=True)
     assert tracking.wandb_mode() == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.net")
-    assert tracking.wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    for mode in ("offline", "disabled"):
+        set_up(mode, account=True)
+        assert tracking.wandb_mode() == mode
+    monkeypatch.setenv("WANDB_MODE", "online")
     assert tracking.wandb_mode() == "online"
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")
-    assert tracking.wandb_mode() == "disabled"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracking.wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "")  # which W&B refuses
+    assert tracking.wandb_mode() == "disabled" and "WANDB_MODE" not in os.environ
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("account", [False, True])
+def test_an_account_is_what_wandb_finds(tmp_path, account):
+    code = "from aaai23.harness.tracking import wandb_mode; print(wandb_mode())"
+    if account:
+        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1:9 login user password {'a' * 40}\n")
+        (tmp_path / ".netrc").chmod(0o600)
+    unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR", "NETRC"))
+    code, out, err = outcome(start(code, tmp_path, HOME=str(tmp_path), WANDB_BASE_URL="http://127.0.0.1:9", **unset))
+    assert (code, out) == (0, "online\n" if account else "offline\n"), err
 
 
 @pytest.mark.parametrize("given", [None, "/elsewhere/logs"])
-def test_the_line_about_wandb_names_the_folder_that_it_writes_to(tmp_path, monkeypatch, caplog, given):
+def test_the_line_about_wandb_names_the_folder_that_it_writes_to(tmp_path, set_up, monkeypatch, caplog, given):
     import wandb
 
-    tracking._say_offline.cache_clear()
-    for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR", "NETRC"):
-        monkeypatch.delenv(key, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    set_up()
+    monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     if given:
         monkeypatch.setenv("WANDB_DIR", given)
