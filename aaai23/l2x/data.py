@@ -5,9 +5,6 @@ Four files make a data set; `config` names them. What is read is cached in `.cac
 
 import json
 import logging
-import os
-import uuid
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aaai23.errors import UsageError
+from aaai23.harness import checkpoint
 from aaai23.harness.files import fingerprint, is_sample, open_regular
 from aaai23.l2x.config import EMBEDDING_SIZE, data_files
 
@@ -29,7 +27,7 @@ SPECIAL_WORDS = {"<PAD>": PAD, "<START>": START, "<UNK>": UNKNOWN}
 BYTE_ORDER_MARK = "\ufeff"
 LARGEST = float(np.finfo(np.float32).max)
 LONGEST_LINE = 2**22
-CACHE_FORMAT = 2  # raise it when what the cache holds changes
+CACHE_FORMAT = 3  # raise it when what the cache holds changes
 
 Content = dict[str, Any]  # of tensors and strings, what a cache entry holds
 
@@ -52,7 +50,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class L2XData:
-    """One aspect of a data set; `embedding` [V, 200] float32 has a row for each word of `vocabulary`.
+    """One aspect of a data set; `embedding` [V, 200] float32 has a row for each word id.
 
     `heldout` is one piece here: `split_heldout` halves it. `sample_data` is true for the made-up stand-in.
     """
@@ -60,7 +58,6 @@ class L2XData:
     train: Reviews
     heldout: Reviews
     annotated: Annotations
-    vocabulary: dict[str, int]
     embedding: Tensor
     sample_data: bool
 
@@ -93,8 +90,9 @@ def load(data_dir: Path | str, aspect: int, max_len: int = 350, contents: str | 
     if aspect < 0 or max_len < 1:
         raise UsageError(f"aspect {aspect} with at most {max_len} tokens: aspects start at 0, max_len at 1")
     sources = data_files(data_dir, aspect)
-    cache = _Cache(data_dir / ".cache")
-    content = cache.fetch(
+    cache = _folder_of_cache(data_dir)
+    content = _cached(
+        cache,
         f"aspect{aspect}.{max_len}",
         contents or fingerprint(sources),
         lambda: _read_all(sources, aspect, max_len, cache),
@@ -102,12 +100,10 @@ def load(data_dir: Path | str, aspect: int, max_len: int = 350, contents: str | 
     _check_shares(sources, content["shares"].tolist())
     if not content["relevant"].any():
         logger.warning(f"{sources[2]} marks no words for aspect {aspect}: subset precision can only be 0")
-    words = content["words"].split("\n")
     return L2XData(
         train=Reviews(content["train"], content["train_ratings"]),
         heldout=Reviews(content["heldout"], content["heldout_ratings"]),
         annotated=Annotations(content["annotated"], content["relevant"]),
-        vocabulary=dict(zip(words, range(len(words)))),
         embedding=content["embedding"],
         sample_data=is_sample(data_dir),
     )
@@ -133,7 +129,7 @@ def split_heldout(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 # ---- reviews
 
 
-def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache") -> Content:
+def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: Path | None) -> Content:
     train, heldout, annotations, vectors = sources
     ids: defaultdict[bytes, int] = defaultdict(None, {word.encode(): i for word, i in SPECIAL_WORDS.items()})
     ids.default_factory = ids.__len__  # a new word takes the next free id
@@ -145,7 +141,7 @@ def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache
         annotations, aspect, max_len, dict(zip(words, ids.values()))
     )
     # An entry of their own: gensim is slow on a large file, and the vectors serve every aspect.
-    table = cache.fetch("vectors", fingerprint([vectors]), lambda: _read_vectors(vectors))
+    table = _cached(cache, "vectors", fingerprint([vectors]), lambda: _read_vectors(vectors))
     embedding = _embed(words, table["words"].split("\n"), table["matrix"])
     of_training, of_heldout = train_tokens[train_tokens != PAD], heldout_tokens[heldout_tokens != PAD]
     shares = [
@@ -154,7 +150,6 @@ def _read_all(sources: Sequence[Path], aspect: int, max_len: int, cache: "_Cache
         (annotated != PAD).sum().item() / annotated_words,
     ]
     return {
-        "words": "\n".join(words),
         "shares": torch.tensor(shares, dtype=torch.float64),
         "embedding": embedding,
         "train": train_tokens,
@@ -338,68 +333,29 @@ def _embed(words: list[str], vector_words: list[str], matrix: Tensor) -> Tensor:
 # ---- cache
 
 
-class _Cache:
-    """Keeps dicts of tensors and strings in a folder; a stale, damaged or foreign entry is built again."""
+def _folder_of_cache(data_dir: Path) -> Path | None:
+    """Return the folder of the cache; None, and a warning, where nobody may write: for root, writing would succeed."""
+    if data_dir.stat().st_mode & 0o222:
+        return data_dir / ".cache"
+    logger.warning("Going on without a cache, %s is read-only", data_dir)
+    return None
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.given_up = False
 
-    def fetch(self, name: str, contents: str, build: Callable[[], Content]) -> Content:
-        """Return the entry of this name as built from sources of these contents."""
-        path = self.folder / f"{name}.pt"
-        fingerprint = f"{CACHE_FORMAT} {contents}"
-        content = self._read(path, fingerprint)
-        if content is None:
-            content = build()
-            self._write(path, fingerprint, content)
-        return content
-
-    def _read(self, path: Path, fingerprint: str) -> Content | None:
-        if not path.exists():
-            return None
+def _cached(folder: Path | None, name: str, contents: str, build: Callable[[], Content]) -> Content:
+    """Return what `build` makes of sources of these contents, kept in the folder; damaged entries are made anew."""
+    if folder is None:
+        return build()
+    path, fingerprint = folder / f"{name}.pt", f"{CACHE_FORMAT} {contents}"
+    if path.exists():
         try:
-            with open_regular(path) as file:
-                entry = torch.load(file, weights_only=True)
-            fresh = entry["fingerprint"] == fingerprint
-            return entry["content"] if fresh and entry["checksum"] == _checksum(entry["content"]) else None
-        except Exception as error:  # damage shows in many ways, and none may stop a run
-            logger.info("The cache %s cannot be used and is made again: %s", path, type(error).__name__)
-            return None
-
-    def _write(self, path: Path, fingerprint: str, content: Content) -> None:
-        if self.given_up:
-            return
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        entry = {"fingerprint": fingerprint, "checksum": _checksum(content), "content": content}
-        try:
-            _refuse_read_only(self.folder.parent)
-            self.folder.mkdir(exist_ok=True)
-            torch.save(entry, aside)
-            os.replace(aside, path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is how torch reports a full disk
-            self.given_up = True
-            logger.warning("Going on without a cache, %s cannot be written: %s", self.folder, error)
-            _remove(aside)
-
-
-def _refuse_read_only(folder: Path) -> None:
-    """Raises PermissionError when nobody may write to the folder; for root, writing would succeed."""
-    if not folder.stat().st_mode & 0o222:
-        raise PermissionError("the data folder is read-only")
-
-
-def _checksum(content: Content) -> int:
-    """Return a CRC over all names and values; torch.load notices a cut file, but not a changed byte."""
-    checksum = 0
-    for name, value in content.items():
-        data = value.encode() if isinstance(value, str) else value.numpy().reshape(-1).view(np.uint8)
-        checksum = zlib.crc32(data, zlib.crc32(name.encode(), checksum))
-    return checksum
-
-
-def _remove(path: Path) -> None:
+            entry = checkpoint.load(path, sealed=True)
+            if entry.get("fingerprint") == fingerprint:
+                return entry["content"]
+        except UsageError as error:
+            logger.info("The cache is made again: %s", error)
+    content = build()
     try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        logger.debug("%s could not be removed", path)
+        checkpoint.save(path, {"fingerprint": fingerprint, "content": content})
+    except (UsageError, OSError) as error:
+        logger.warning("Going on without a cache: %s", error)
+    return content
