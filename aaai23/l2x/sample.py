@@ -34,115 +34,21 @@ RATING_MEAN, RATING_STD = 0.62, 0.2
 WORD_NOISE = 0.1  # spread of a graded word's level around its aspect's rating
 MEAN_SENTENCES, LENGTH_SPREAD = 1.4, 0.55  # sentences per aspect; log-normal spread between reviews
 MIN_REVIEWS = 20
-
-
-# Graded words of an aspect, from the worst fifth of ratings to the best. No word belongs to two aspects.
-GRADED = (
-    (
-        "ugly muddy swampy drab lifeless unsightly",
-        "dull dingy patchy faded scummy cloudy",
-        "plain standard clear translucent modest regular",
-        "bright attractive handsome lively frothy pretty",
-        "gorgeous stunning beautiful radiant brilliant picturesque",
-    ),
-    (
-        "rancid foul skunky putrid rotten sulfuric",
-        "musty stale faint muted dusty papery",
-        "mild subtle simple grassy earthy herbal",
-        "fragrant inviting floral pleasant fresh aromatic",
-        "heavenly intoxicating divine captivating enchanting perfumed",
-    ),
-    (
-        "watery slimy gritty chalky abrasive sludgy",
-        "thin prickly syrupy sticky fizzy flabby",
-        "medium moderate middling even adequate soft",
-        "smooth creamy rounded crisp slick full",
-        "silky velvety luscious luxurious pillowy satiny",
-    ),
-    (
-        "disgusting vile soapy metallic undrinkable vinegary",
-        "bland cloying astringent hollow weak medicinal",
-        "decent straightforward typical fair passable tame",
-        "tasty flavorful balanced rich juicy satisfying",
-        "delicious exquisite superb mouthwatering complex sublime",
-    ),
-    (
-        "awful terrible horrible pointless dreadful regrettable",
-        "disappointing forgettable underwhelming mediocre overpriced tiresome",
-        "okay average acceptable unremarkable serviceable reasonable",
-        "enjoyable recommended likeable solid worthwhile impressive",
-        "outstanding amazing phenomenal unforgettable world-class masterful",
-    ),
-)
-# Words of any aspect, by the same five grades: only their sentence tells what they are about.
-GENERIC = ("bad nasty", "poor meh", "fine alright", "good nice", "great excellent")
-GENERIC_SHARE = 0.15
-
-NOUNS = (
-    "head lacing foam color hue clarity collar retention",
-    "nose aroma smell scent bouquet whiff",
-    "mouthfeel body carbonation texture feel weight",
-    "taste flavor aftertaste profile sweetness bitterness",
-    "beer brew drinkability ale experience offering",
-)
-INGREDIENTS = (
-    "caramel toffee citrus pine coffee chocolate banana clove honey bread biscuit grapefruit apple cherry vanilla "
-    "oak smoke pepper molasses raisin plum toast lemon malt hops yeast"
-)
-DETAILS = (
-    "amber copper gold straw ruby mahogany chestnut black orange tan ivory brown bubbles rings sediment",
-    INGREDIENTS,
-    "tongue lips throat sip gulp swallow warmth alcohol tingle bite",
-    INGREDIENTS,
-    "price style evening purchase six-pack session shelf occasion",
-)
-ADVERBS = "very quite rather really fairly somewhat truly"
-
-# N noun, S graded word, D detail, A adverb, P proper name, and other words as they stand.
-CLAUSES = (
-    "A S and S N",
-    "a S , S N",
-    "S N , S N and D",
-    "the N is A S and S",
-    "its N is S , S and A S",
-    "a S N with S D",
-    "N : S , S , S",
-    "a S and S N of D and S D",
-    "both N and N seem S",
-)
-OPENINGS = (
-    ("it pours D ,", "in the glass ,", "it looks S ,"),
-    ("it smells S ,", "on the nose ,", "i smell D and D ,"),
-    ("it feels S in the mouth ,", "going down ,", "on the tongue ,"),
-    ("it tastes A S ,", "up front D , then", "i taste D ,"),
-    ("overall ,", "all in all ,", "for the D ,"),
-)
-FILLERS = (
-    "i had this one at a bar in P with a friend from P .",
-    "bottle from P , shared with my neighbour on a cold night .",
-    "we stopped by the P brewery after a long drive and bought two bottles .",
-    "served in a tulip glass at cellar temperature .",
-    "thanks to P for sending this in a trade .",
-    "this was on tap next to the P and something else from P .",
-    "i reviewed this from notes taken last summer in P .",
-    "my brother brought it back from a trip to P .",
-    "the label says it was bottled in the spring by P .",
-    "i drank it while watching the game with P and eating a burger .",
-    "picked up at the store on P street , best before date still months away .",
-    "not my first from P , and i have another one in the fridge .",
-    "we had it with roast chicken and potatoes .",
-    "the bottle holds twelve ounces and has a brown cap .",
-)
-NAME_STARTS = (
-    "stone mill river oak iron red black fox bear wolf crow hawk salmon elk moose cedar maple birch ash elm snow "
-    "winter summer north south west east green white silver"
-)
-NAME_ENDS = (
-    "bridge creek field wood gate hill ford brook dale ridge harbor haven point rock lake water barn yard crest bend "
-    "cliff shore vale moor well tower path land meadow park"
-)
+GENERIC_SHARE = 0.15  # of the graded words, those of any aspect
 UNSEEN_SHARE = 0.2  # of the names in held-out and annotated reviews, those that training never has
 TYPO_SHARE = 0.01  # of the long words in held-out and annotated reviews, those with a letter doubled
+
+
+def word_lists() -> dict[str, list[str]]:
+    """Return the lines of each part of words.txt."""
+    lists: dict[str, list[str]] = {}
+    lines = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines()
+    for line in (line for line in lines if line and not line.startswith("#")):
+        if line.startswith("["):
+            part = lists.setdefault(line.strip("[]"), [])
+        else:
+            part.append(line)
+    return lists
 
 
 @dataclass(frozen=True)
@@ -208,10 +114,12 @@ def make_reviews(
 ) -> tuple[list[Review], list[Review], list[Review]]:
     """Return so many training, held-out and annotated reviews; only the last two have words that training lacks."""
     rng = random.Random(seed)
-    names = [start + end for start in NAME_STARTS.split() for end in NAME_ENDS.split()]
+    lists = word_lists()
+    starts, ends = (lists[f"{part} of names"][0].split() for part in ("starts", "ends"))
+    names = [start + end for start in starts for end in ends]
     rng.shuffle(names)
     unseen, seen = names[: len(names) // 5], names[len(names) // 5 :]
-    writer, stranger = _Writer(rng, seen), _Writer(rng, seen, unseen)
+    writer, stranger = _Writer(rng, lists, seen), _Writer(rng, lists, seen, unseen)
     return (
         [writer.review() for _ in range(train)],
         [stranger.review() for _ in range(heldout)],
@@ -220,15 +128,23 @@ def make_reviews(
 
 
 class _Writer:
-    """Write reviews with words from the tables above."""
+    """Write reviews with words from these lists."""
 
-    def __init__(self, rng: random.Random, names: list[str], unseen_names: list[str] | None = None):
+    def __init__(
+        self,
+        rng: random.Random,
+        lists: dict[str, list[str]],
+        names: list[str],
+        unseen_names: list[str] | None = None,
+    ):
         """`unseen_names`: given, they are used too, and words are mistyped now and then."""
         self.rng, self.names, self.unseen_names = rng, names, unseen_names
-        self.graded = [[words.split() for words in grades] for grades in GRADED]
-        self.generic = [words.split() for words in GENERIC]
-        self.nouns, self.details = [n.split() for n in NOUNS], [d.split() for d in DETAILS]
-        self.adverbs = ADVERBS.split()
+        self.clauses, self.fillers = lists["clauses"], lists["fillers"]
+        self.openings = [lists[f"openings {aspect}"] for aspect in ASPECTS]
+        self.graded = [[words.split() for words in lists[f"graded {aspect}"]] for aspect in ASPECTS]
+        self.generic, self.nouns, self.details, (self.adverbs,) = (
+            [words.split() for words in lists[part]] for part in ("generic", "nouns", "details", "adverbs")
+        )
 
     def review(self) -> Review:
         ratings = self.ratings()
@@ -236,7 +152,7 @@ class _Writer:
         sentences: list[tuple[int | None, list[str]]] = []
         for aspect, rating in enumerate(ratings):
             sentences += [(aspect, self.sentence(aspect, rating)) for _ in range(self.count(mean))]
-        sentences += [(None, self.fill(self.rng.choice(FILLERS))) for _ in range(self.count(mean))]
+        sentences += [(None, self.fill(self.rng.choice(self.fillers))) for _ in range(self.count(mean))]
         self.rng.shuffle(sentences)
         return Review(ratings, tuple(sentences))
 
@@ -252,10 +168,10 @@ class _Writer:
         return max(1, whole + (self.rng.random() < mean - whole) + self.rng.choice((-1, 0, 0, 1)))
 
     def sentence(self, aspect: int, rating: float) -> list[str]:
-        parts = [self.rng.choice(OPENINGS[aspect])] if self.rng.random() < 0.5 else []
-        parts.append(self.rng.choice(CLAUSES))
+        parts = [self.rng.choice(self.openings[aspect])] if self.rng.random() < 0.5 else []
+        parts.append(self.rng.choice(self.clauses))
         if self.rng.random() < 0.5:
-            parts += [self.rng.choice((", and", "; also")), self.rng.choice(CLAUSES)]
+            parts += [self.rng.choice((", and", "; also")), self.rng.choice(self.clauses)]
         return self.fill(" ".join([*parts, "." if self.rng.random() < 0.9 else "!"]), aspect, rating)
 
     def fill(self, template: str, aspect: int = 0, rating: float = 0.0) -> list[str]:

@@ -73,11 +73,17 @@ def test_each_review_has_five_ratings_in_the_unit_interval_and_readable_words(fo
         assert " a a" not in text and " a e" not in text
 
 
+def graded(aspect):
+    return sample.word_lists()[f"graded {sample.ASPECTS[aspect]}"]
+
+
 def test_no_graded_word_belongs_to_two_aspects_or_to_anything_else():
-    grades = [grade.split() for aspect in sample.GRADED for grade in aspect]
-    grades += [grade.split() for grade in sample.GENERIC]
-    others = " ".join([*sample.NOUNS, *sample.DETAILS, *sample.CLAUSES, *sample.FILLERS, sample.ADVERBS]).split()
-    others += [word for openings in sample.OPENINGS for opening in openings for word in opening.split()]
+    lists = sample.word_lists()
+    of_grades = {name for name in lists if name.startswith(("graded", "generic"))}
+    grades = [grade.split() for name in of_grades for grade in lists[name]]
+    others = [
+        word for name in lists.keys() - of_grades if "names" not in name for word in " ".join(lists[name]).split()
+    ]
     words = list(itertools.chain.from_iterable(grades))
     assert len(words) == len(set(words)) == 5 * 5 * 6 + 10
     assert not set(words) & set(others)
@@ -94,7 +100,7 @@ def test_the_annotated_ranges_are_the_sentences_of_the_aspect(folder):
                 assert start == 0 or tokens[start - 1] in (".", "!")
                 inside[start:end] = True
             covered += inside
-            lexicon = set(" ".join(sample.GRADED[aspect]).split())
+            lexicon = set(" ".join(graded(aspect)).split())
             assert all(inside[i] for i, token in enumerate(tokens) if token in lexicon)
         assert covered.max() == 1 and covered.min() == 0
 
@@ -115,7 +121,7 @@ def test_an_aspects_own_words_tell_its_rating_and_others_words_tell_less(reviews
 
 
 def mean_grade(review, aspect):
-    words = [set(grade.split()) for grade in sample.GRADED[aspect]]
+    words = [set(grade.split()) for grade in graded(aspect)]
     found = [g for token in review.tokens for g, grade in enumerate(words) if token in grade]
     return statistics.mean(found) if found else 2.0
 
