@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,9 @@ SAMPLE_LEGEND = "yellow: selected by the model; green underline: where the sampl
 STYLE = """body{font:16px/1.7 Georgia,serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 mark{background:#ffe066;border-radius:3px;padding:0 2px}.r{border-bottom:3px solid #2b8a3e}
 small{color:#666}article{margin:1.5rem 0}"""
+
+LETTER = 10 / 110
+"""Inches that a letter of the font below is wide, in whole pixels, as Agg draws it."""
 
 
 @dataclass(frozen=True)
@@ -73,38 +79,30 @@ def _article(review: ExplainedReview) -> str:
 
 @our_way
 def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool, columns: int = 96) -> None:
-    """Draw the same as a picture, in a fixed-width font of `columns` characters a line."""
+    """Draw the same as a picture, in lines of `columns` letters."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     lines = [line for review in reviews for line in (*_wrapped(review, columns), [])]
-    figure = Figure(figsize=(columns * 0.098, (len(lines) + 3) * 0.21), dpi=110)
-    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
-    axes.set(xlim=(0, columns), ylim=(len(lines) + 0.5, -2.5))
+    size, height = columns * LETTER, len(lines) + 3
+    figure = Figure(figsize=(size + 0.4, height * 0.21), dpi=110)
+    axes = figure.add_axes((0.2 / (size + 0.4), 0, size / (size + 0.4), 1))
+    axes.set(xlim=(0, columns), ylim=(height - 2.5, -2.5))
     axes.axis("off")
-    style = {"family": "DejaVu Sans Mono", "size": 10.2, "va": "center"}
-    axes.text(0, -2, title, fontdict={**style, "weight": "bold"})
-    axes.text(0, -1, SAMPLE_LEGEND if sample_data else LEGEND, fontdict={**style, "color": "#666666"})
+    font = {"family": "DejaVu Sans Mono", "size": 10.2, "va": "center"}
+    axes.text(0, -2, title, fontdict=font, weight="bold")
+    axes.text(0, -1, SAMPLE_LEGEND if sample_data else LEGEND, fontdict=font, color="#666666")
     for row, line in enumerate(lines):
-        for column, word, selected, relevant in line:
-            if selected:
-                axes.add_patch(Rectangle((column - 0.2, row - 0.42), len(word) + 0.4, 0.84, color="#ffe066", lw=0))
+        column = 0
+        for word, selected, relevant in line:
+            axes.text(column, row, word, fontdict=font, bbox={"fc": "#ffe066", "lw": 0, "pad": 1} if selected else None)
             if relevant:
                 axes.plot([column, column + len(word)], [row + 0.45] * 2, color="#2b8a3e", lw=1.6)
-            for offset, letter in enumerate(word):  # one by one: the grid holds whatever the font's width
-                axes.text(column + offset + 0.5, row, letter, fontdict={**style, "ha": "center"})
+            column += len(word) + 1
     save_png(figure, path)
 
 
-def _wrapped(review: ExplainedReview, columns: int) -> list[list[tuple[int, str, bool, bool]]]:
-    """Return lines of (column, word, selected, relevant)."""
-    lines: list[list[tuple[int, str, bool, bool]]] = [[]]
-    column = 0
-    for word, selected, relevant in zip(review.words, review.selected, review.relevant, strict=True):
-        word = word[:columns]
-        if column + len(word) > columns:
-            lines.append([])
-            column = 0
-        lines[-1].append((column, word, selected, relevant))
-        column += len(word) + 1
-    return lines
+def _wrapped(review: ExplainedReview, columns: int) -> Iterator[list[tuple[str, bool, bool]]]:
+    """Yield lines of (word, selected, relevant)."""
+    words = zip(review.words, review.selected, review.relevant, strict=True)
+    for line in textwrap.wrap(" ".join(review.words), columns, break_on_hyphens=False, break_long_words=False):
+        yield list(itertools.islice(words, line.count(" ") + 1))
