@@ -6,7 +6,6 @@ Nothing here imports torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import io
 import logging
@@ -41,8 +40,6 @@ def run_cli(main: Callable[[list[str] | None], int | None] | str, script: str) -
     else with its traceback. 2: a UsageError, a missing package, a path that cannot be, or sizes that no memory holds,
     in one line. 128 + n: signal n, 130 for Ctrl-C.
 
-    Standard output and error that are closed or full lose their lines, and the run goes on.
-
     Args:
         main: the program, or the module that has it, which is then imported here; its argument is the command line,
             None for the process's own.
@@ -52,15 +49,15 @@ def run_cli(main: Callable[[list[str] | None], int | None] | str, script: str) -
     code = _exit_code(main, script)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = 1
+    except OSError:  # the reader has gone, or the disk is full
+        code = code or 1
         _silence_stdout()
     sys.exit(code)
 
 
 def _exit_code(main: Callable[[list[str] | None], int | None] | str, script: str) -> int:
     def complain(message: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
     with _signals() as received:
@@ -148,34 +145,14 @@ def _signals() -> Iterator[list[int]]:
 # ---- standard output and error
 
 
-class _Patient(io.FileIO):
-    """A descriptor that takes what cannot be written, and loses it; a reader that has gone is no such case."""
-
-    def write(self, content: object) -> int:
-        """Write bytes, or lose them."""
-        try:
-            return super().write(content)  # type: ignore[arg-type]
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            return memoryview(content).nbytes  # type: ignore[arg-type]
-
-
 def _open_streams() -> None:
-    """Make standard output and error such that no write to them fails for want of room, or for a letter."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, lest a file of ours does
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    """Lose what goes to a stream that is closed, and spell letters that its encoding lacks."""
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or (stream is getattr(sys, f"__{name}__") and stream.fileno() == number):
-            buffered = io.BufferedWriter(_Patient(number, "w", closefd=False))
-            encoding = "utf-8" if stream is None else stream.encoding
-            at_once = number == 2 or os.isatty(number)
-            patient = io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=at_once)
-            setattr(sys, name, patient)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:

@@ -31,7 +31,7 @@ def fork(work, out="out.txt", err="err.txt", encoding="utf-8"):
         work()
         code = 0
     except SystemExit as stop:
-        code = stop.code
+        code = stop.code if isinstance(stop.code, int) else 1  # text: what is wrong
     except BaseException:
         traceback.print_exc()
     finally:
