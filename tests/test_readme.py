@@ -18,7 +18,7 @@ import torch
 import imle
 from aaai23.harness.config import refuse
 from aaai23.synth import cli as synth
-from benchmarks import jair, plateau
+from benchmarks import jair
 from tests.experiments.lines import GENERATORS, PUBLISHED, cli_of, sweep
 
 import collect_results  # isort: skip  # experiments/ is no package: `lines` has put it on the path
@@ -201,7 +201,7 @@ def test_every_command_that_makes_tables_or_sweeps_is_accepted(page, capsys, mon
 @each_page
 def test_every_flag_in_a_sentence_is_one_of_ours(page):
     parsers = [synth.parse_arguments, *(cli_of(task).parse_arguments for task in GENERATORS)]
-    parsers += [collect_results.parser().parse_args, plateau.main, jair.main]
+    parsers += [collect_results.parser().parse_args, jair.main]
     parsers += [module.main for module in GENERATORS.values()]
     known = set(re.findall(r"(?<![\w-])--[\w-]+", "".join(map(help_of, parsers)))) | NOT_OURS
     named = {flag for text in inline(page) for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)}

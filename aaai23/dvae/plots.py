@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from aaai23.plots import our_way, save_png
 from imle.solvers import select_k
-
-if TYPE_CHECKING:
-    pass
 
 # what history calls it -> what a reader should see above the curve
 CURVES = {
