@@ -56,7 +56,8 @@ def measure(identity: Identity, config: SynthConfig, log: logging.Logger) -> Rec
     """
     from aaai23.errors import UsageError
     from aaai23.harness.loop import select_device
-    from aaai23.synth.measure import ESTIMATORS, MEASURES, Bench, needed
+    from aaai23.synth.bench import ESTIMATORS, Bench
+    from aaai23.synth.measures import MEASURES, needed
 
     if config.only and not any(name.startswith(tuple(config.only)) for name in ESTIMATORS):
         raise UsageError(f"--only {' '.join(config.only)}: no estimator begins so; they are {', '.join(ESTIMATORS)}")

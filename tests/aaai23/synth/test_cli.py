@@ -65,7 +65,7 @@ def test_a_failed_measure_says_so_in_its_record(tmp_path, monkeypatch):
         raise FloatingPointError("a number went wrong")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("aaai23.synth.measure.MEASURES", {"noise": broken})
+    monkeypatch.setattr("aaai23.synth.measures.MEASURES", {"noise": broken})
     assert exit_code(cli, ("noise", *SMALL)) == 1
     record = json.loads(path_of(tmp_path, "synth").read_text())
     assert (record["status"], record["error"]) == ("failed", "FloatingPointError: a number went wrong")

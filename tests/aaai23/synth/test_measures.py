@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from aaai23.synth.bench import ESTIMATORS, Bench, moments
 from aaai23.synth.cli import parse_arguments
-from aaai23.synth.measure import ESTIMATORS, MEASURES, Bench, moments, needed
+from aaai23.synth.measures import MEASURES, needed
 from imle.auto import AutoTargetDistribution
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def test_cost_is_counted_in_calls_of_the_solver(subsets, name, calls):
 def test_a_gradient_is_of_its_own_problem_however_rows_are_cut(subsets, monkeypatch):
     gradients = ESTIMATORS["blackbox lambda=2.5"][0](subsets.family, subsets.noise, 1, None)
     whole, _ = subsets.take(gradients, 7)
-    monkeypatch.setattr("aaai23.synth.measure.NUMBERS_AT_ONCE", 20)
+    monkeypatch.setattr("aaai23.synth.bench.NUMBERS_AT_ONCE", 20)
     assert torch.equal(subsets.take(gradients, 7)[0], whole) and (whole == whole[:, :1]).all()
 
 
