@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -267,6 +268,24 @@ def test_a_loss_that_is_not_finite_names_flags_that_the_script_has(task, run, mo
     flags = re.findall(r"--[\w-]+", err)
     known = help_of(task)
     assert code == 1 and flags and all(f"{flag} " in known for flag in flags), err
+
+
+NOT_MEASURED = {
+    "l2x": ("l2x.train.mean_squared_error", math.nan, "the validation error is not finite in epoch 1"),
+    "nri": ("nri.train.evaluate", {"val_elbo": math.inf}, "the validation bound is not finite at iteration 0"),
+    "vae": ("dvae.train.evaluate", {"test_loss": math.nan, "test_nelbo": math.inf}, None),  # nothing rests on it
+}
+
+
+@TASKS
+def test_a_validation_metric_that_is_not_finite_ends_a_run_in_one_line_where_weights_are_chosen_by_it(
+    task, run, monkeypatch
+):
+    place, value, said = NOT_MEASURED[task]
+    monkeypatch.setattr(f"aaai23.{place}", lambda *_: value)
+    code, out, err = run(task)
+    assert (code, err.count("\n")) == ((0, 0) if said is None else (1, 1)), err
+    assert said in err if said else "Average Test Loss: nan" in out
 
 
 def help_of(task):
