@@ -74,8 +74,9 @@ def train(method, seed=0, steps=500, maps=1000):
 def draw(runs, path):
     """Draw a map with its ways, and the excess cost over the steps."""
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rcdefaults
 
+    rcdefaults()  # whatever a matplotlibrc says
     _, (left, right) = pyplot.subplots(1, 2, figsize=(6, 2.6), layout="constrained")
     image, best, found = runs["aimle, told ways"][0][1]
     left.imshow(image.movedim(0, 2).clamp(0, 1).numpy())

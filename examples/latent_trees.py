@@ -85,8 +85,9 @@ def train(method, seed=0, steps=300):
 def draw(curves, path):
     """Draw the share of right edges over the steps."""
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rcdefaults
 
+    rcdefaults()  # whatever a matplotlibrc says
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
     for method in METHODS:
         runs = torch.tensor(curves[method])

@@ -83,8 +83,9 @@ def train(method, seed=0, steps=1500, instances=8000):
 def draw(curves, path):
     """Draw the unexplained variance over the steps."""
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rcdefaults
 
+    rcdefaults()  # whatever a matplotlibrc says
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
     for method, runs in curves.items():
         axes.semilogy(torch.arange(len(runs[0])) * 50, torch.tensor(runs).mean(0), label=method)

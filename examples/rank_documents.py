@@ -77,8 +77,9 @@ def train(method, seed=0, steps=600, queries=1000):
 def draw(curves, path):
     """Draw the MRR over the steps."""
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's shell says
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rcdefaults
 
+    rcdefaults()  # whatever a matplotlibrc says
     _, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
     for method, runs in curves.items():
         axes.plot(torch.arange(len(runs[0])) * 25, torch.tensor(runs).mean(0), label=method)
