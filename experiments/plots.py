@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 110
 
 
-@our_way
+@our_way()
 def draw(tables: Sequence[Table], prefix: Path) -> list[Path]:
     """Write `PREFIX_TASK_curves` and `PREFIX_TASK_comparison` as PNG and SVG; returns their paths.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from aaai23.plots import our_way, save_png
+from aaai23.plots import picture
 from imle.solvers import select_k
 
 # what history calls it -> what a reader should see above the curve
@@ -27,7 +27,6 @@ def random_codes(count: int, code_m: int, code_n: int, k: int, generator: Genera
     return select_k(scores, k).view(count, code_m * code_n)
 
 
-@our_way
 def write_images(path: Path, rows: Mapping[str, Tensor], image_size: tuple[int, int], title: str) -> None:
     """Draw rows of images under their titles.
 
@@ -37,19 +36,15 @@ def write_images(path: Path, rows: Mapping[str, Tensor], image_size: tuple[int, 
         image_size: (H, W).
         title: above all.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.1 * len(rows) + 0.4), dpi=110, layout="constrained")
-    figure.suptitle(title)
-    for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
-        strip = torch.cat(list(images.detach().cpu().view(-1, *image_size)), dim=1)
-        axes.imshow(strip.numpy(), cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(name, fontsize=9, loc="left")
-        axes.axis("off")
-    save_png(figure, path)
+    with picture(path, figsize=(9, 1.1 * len(rows) + 0.4), dpi=110, layout="constrained") as figure:
+        figure.suptitle(title)
+        for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+            strip = torch.cat(list(images.detach().cpu().view(-1, *image_size)), dim=1)
+            axes.imshow(strip.numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title(name, fontsize=9, loc="left")
+            axes.axis("off")
 
 
-@our_way
 def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw training loss, test loss and, where the method has one, beta against the epoch.
 
@@ -58,18 +53,16 @@ def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -
         history: one mapping an epoch, as a record holds it; a metric that is None leaves a gap.
         title: above all.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     shown = {key: name for key, name in CURVES.items() if any(entry.get(key) is not None for entry in history)}
     epochs = [entry["epoch"] for entry in history]
-    figure = Figure(figsize=(4 * len(shown), 3.2), dpi=110, layout="constrained")
-    figure.suptitle(title)
-    for axes, (key, name) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
-        values = [float("nan") if entry.get(key) is None else entry[key] for entry in history]
-        axes.plot(epochs, values, color=COLOUR, marker="o" if len(history) <= 20 else None, markersize=3)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    save_png(figure, path)
+    with picture(path, figsize=(4 * len(shown), 3.2), dpi=110, layout="constrained") as figure:
+        from matplotlib.ticker import MaxNLocator
+
+        figure.suptitle(title)
+        for axes, (key, name) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
+            values = [float("nan") if entry.get(key) is None else entry[key] for entry in history]
+            axes.plot(epochs, values, color=COLOUR, marker="o" if len(history) <= 20 else None, markersize=3)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)

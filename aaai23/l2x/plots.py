@@ -16,7 +16,7 @@ from aaai23.harness.files import write_atomically
 from aaai23.l2x.config import ANNOTATIONS_FILE
 from aaai23.l2x.data import L2XData
 from aaai23.l2x.model import Explainer
-from aaai23.plots import our_way, save_png
+from aaai23.plots import picture
 
 LEGEND = "yellow: selected by the model; green underline: annotated for this aspect by people"
 SAMPLE_LEGEND = "yellow: selected by the model; green underline: where the sample data speak of this aspect"
@@ -77,28 +77,26 @@ def _article(review: ExplainedReview) -> str:
     return f"<article><small>predicted rating {review.predicted:.2f}</small><br>{' '.join(words)}</article>"
 
 
-@our_way
 def write_png(path: Path, reviews: list[ExplainedReview], title: str, sample_data: bool, columns: int = 96) -> None:
     """Draw the same as a picture, in lines of `columns` letters."""
-    from matplotlib.figure import Figure
-
     lines = [line for review in reviews for line in (*_wrapped(review, columns), [])]
     size, height = columns * LETTER, len(lines) + 3
-    figure = Figure(figsize=(size + 0.4, height * 0.21), dpi=110)
-    axes = figure.add_axes((0.2 / (size + 0.4), 0, size / (size + 0.4), 1))
-    axes.set(xlim=(0, columns), ylim=(height - 2.5, -2.5))
-    axes.axis("off")
-    font = {"family": "DejaVu Sans Mono", "size": 10.2, "va": "center"}
-    axes.text(0, -2, title, fontdict=font, weight="bold")
-    axes.text(0, -1, SAMPLE_LEGEND if sample_data else LEGEND, fontdict=font, color="#666666")
-    for row, line in enumerate(lines):
-        column = 0
-        for word, selected, relevant in line:
-            axes.text(column, row, word, fontdict=font, bbox={"fc": "#ffe066", "lw": 0, "pad": 1} if selected else None)
-            if relevant:
-                axes.plot([column, column + len(word)], [row + 0.45] * 2, color="#2b8a3e", lw=1.6)
-            column += len(word) + 1
-    save_png(figure, path)
+    with picture(path, figsize=(size + 0.4, height * 0.21), dpi=110) as figure:
+        axes = figure.add_axes((0.2 / (size + 0.4), 0, size / (size + 0.4), 1))
+        axes.set(xlim=(0, columns), ylim=(height - 2.5, -2.5))
+        axes.axis("off")
+        font = {"family": "DejaVu Sans Mono", "size": 10.2, "va": "center"}
+        axes.text(0, -2, title, fontdict=font, weight="bold")
+        axes.text(0, -1, SAMPLE_LEGEND if sample_data else LEGEND, fontdict=font, color="#666666")
+        for row, line in enumerate(lines):
+            column = 0
+            for word, selected, relevant in line:
+                axes.text(
+                    column, row, word, fontdict=font, bbox={"fc": "#ffe066", "lw": 0, "pad": 1} if selected else None
+                )
+                if relevant:
+                    axes.plot([column, column + len(word)], [row + 0.45] * 2, color="#2b8a3e", lw=1.6)
+                column += len(word) + 1
 
 
 def _wrapped(review: ExplainedReview, columns: int) -> Iterator[list[tuple[str, bool, bool]]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aaai23.nri.model import RelationalInference
-from aaai23.plots import our_way, save_png
+from aaai23.plots import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,6 @@ def adjacency(directed: Tensor, vertices: int) -> Tensor:
     return matrix | matrix.mT
 
 
-@our_way
 def draw_graphs(path: Path, positions: Tensor, true: Tensor, inferred: Tensor, title: str) -> None:
     """Draw graphs in pairs: above the true edges, below the inferred ones.
 
@@ -55,25 +54,22 @@ def draw_graphs(path: Path, positions: Tensor, true: Tensor, inferred: Tensor, t
         inferred: likewise.
         title: above all.
     """
-    from matplotlib.figure import Figure
-
     positions = F.pad(positions, (0, 1))[..., :2]
     rows = -(-len(positions) // COLUMNS)
-    figure = Figure(figsize=(2 * COLUMNS, 4.2 * rows + 0.9), dpi=90, layout="constrained")
-    figure.suptitle(
-        f"{title}\nabove: true edges; below: inferred (green: right, red: wrong, grey: missed)", fontsize=10
-    )
-    axes = figure.subplots(2 * rows, COLUMNS, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
-        panel.set_aspect("equal")
-    for index, (points, truth, found) in enumerate(zip(positions.cpu(), true.cpu(), inferred.cpu(), strict=True)):
-        row, column = divmod(index, COLUMNS)
-        _draw_edges(axes[2 * row, column], points, {TRUTH: truth})
-        _draw_edges(
-            axes[2 * row + 1, column], points, {MISSED: truth & ~found, WRONG: found & ~truth, RIGHT: found & truth}
+    with picture(path, figsize=(2 * COLUMNS, 4.2 * rows + 0.9), dpi=90, layout="constrained") as figure:
+        figure.suptitle(
+            f"{title}\nabove: true edges; below: inferred (green: right, red: wrong, grey: missed)", fontsize=10
         )
-    save_png(figure, path)
+        axes = figure.subplots(2 * rows, COLUMNS, squeeze=False)
+        for panel in axes.flat:
+            panel.set_axis_off()
+            panel.set_aspect("equal")
+        for index, (points, truth, found) in enumerate(zip(positions.cpu(), true.cpu(), inferred.cpu(), strict=True)):
+            row, column = divmod(index, COLUMNS)
+            _draw_edges(axes[2 * row, column], points, {TRUTH: truth})
+            _draw_edges(
+                axes[2 * row + 1, column], points, {MISSED: truth & ~found, WRONG: found & ~truth, RIGHT: found & truth}
+            )
 
 
 def _draw_edges(panel: Axes, points: Tensor, edges: Mapping[str, Tensor]) -> None:
@@ -86,17 +82,13 @@ def _draw_edges(panel: Axes, points: Tensor, edges: Mapping[str, Tensor]) -> Non
     panel.margins(0.1)
 
 
-@our_way
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw the validation bound, and the precision of the edges where it was measured, against the iteration."""
-    from matplotlib.figure import Figure
-
     curves = {"val_elbo": "validation ELBO", "val_precision": "edge precision"}
-    figure = Figure(figsize=(9, 3.4), dpi=90, layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    for panel, (key, name) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        points = [(entry["iteration"], entry[key]) for entry in history if entry.get(key) is not None]
-        panel.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=TRUTH, ms=3)
-        panel.set(xlabel="iteration", ylabel=name)
-        panel.grid(alpha=0.3)
-    save_png(figure, path)
+    with picture(path, figsize=(9, 3.4), dpi=90, layout="constrained") as figure:
+        figure.suptitle(title, fontsize=10)
+        for panel, (key, name) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+            points = [(entry["iteration"], entry[key]) for entry in history if entry.get(key) is not None]
+            panel.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=TRUTH, ms=3)
+            panel.set(xlabel="iteration", ylabel=name)
+            panel.grid(alpha=0.3)

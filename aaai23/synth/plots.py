@@ -8,7 +8,7 @@ from typing import Any
 
 from aaai23.harness.identity import Identity
 from aaai23.harness.record import Record
-from aaai23.plots import our_way, save_png, save_svg
+from aaai23.plots import picture
 
 History = Sequence[Mapping[str, Any]]
 
@@ -28,25 +28,20 @@ MARKS = "osD^v"
 COLOURS = (*(f"C{n}" for n in range(10)), "black", "gold", "navy")
 
 
-@our_way
 def draw(identity: Identity, record: Record) -> list[Path]:
     """Draw a finished record beside it, as PNG and SVG; returns the paths."""
-    from matplotlib.figure import Figure
-
     panels = PANELS[record.method](record.history)
-    figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4.4), dpi=80, layout="constrained")
-    figure.suptitle(f"{record.name}, {record.settings['seeds']} problems", fontsize=10)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        panel(axes)
-        axes.grid(alpha=0.3)
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     paths = [identity.file(".png"), identity.file(".svg")]
-    for save, path in zip((save_png, save_svg), paths, strict=True):
-        save(figure, path)
+    with picture(*paths, figsize=(4.6 * len(panels) + 2.2, 4.4), dpi=80, layout="constrained") as figure:
+        figure.suptitle(f"{record.name}, {record.settings['seeds']} problems", fontsize=10)
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            panel(axes)
+            axes.grid(alpha=0.3)
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if handles:
+            figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     return paths
 
 
