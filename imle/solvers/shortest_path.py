@@ -67,9 +67,9 @@ def shortest_path(costs: Tensor, neighbours: int = 8) -> Tensor:
 
 def _non_negative(costs: Tensor) -> Tensor:
     """Return costs of at least 0 of which no sum over the grid is infinite, but for cells that no path may enter."""
-    costs = costs.to(sum_dtype(costs)).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
+    costs = costs.to(sum_dtype(costs)).contiguous().clamp(min=0.0).nan_to_num_(nan=torch.inf, posinf=torch.inf)
     cells = costs.shape[0] * costs.shape[1]
-    costs = in_range(costs.flatten(0, 1), cells, dim=0).view(costs.shape).contiguous()
+    costs = in_range(costs.flatten(0, 1), cells, dim=0).view(costs.shape)
     costs[-1, -1] = costs[-1, -1].masked_fill(costs[-1, -1].isinf(), 0.0)
     return costs
 
