@@ -1,13 +1,18 @@
 """The examples run from end to end, and what they train learns within a few steps."""
 
+import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import jair, learning
+from benchmarks.learning import decision_loss
 from imle.aimle import AIMLE
 from imle.noise import GumbelNoiseDistribution as Gumbel
+from imle.solvers import select_k
 from imle.ste import ste
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,3 +120,40 @@ def test_the_gradient_of_an_example_does_not_grow_with_the_number_of_samples(nam
         with pytest.MonkeyPatch.context() as patch:
             found.append(first_gradient(example(name), samples, patch).norm().item())
     assert 0.5 < found[0] / found[1] < 2.0  # noise; the wrong reduction is off by 16
+
+
+def test_the_gradient_of_the_tutorial_does_not_grow_with_the_number_of_samples():
+    (block,) = re.findall(r"## In a network.*?```python\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
+    found = []
+    for samples in (1, 16):
+        text = block.replace("nb_samples=4", f"nb_samples={samples}").replace("interleave(4", f"interleave({samples}")
+        assert text.count(str(samples)) >= 2
+        through = functools.partial(ste, noise_distribution=Gumbel())
+        with pytest.MonkeyPatch.context() as patch:
+            gradients = []
+            patch.setattr(
+                torch.optim.Adam, "step", lambda it, g=gradients: g.append(it.param_groups[0]["params"][0].grad)
+            )
+            patch.setattr(torch.optim.Adam, "zero_grad", lambda it: [p.__setattr__("grad", None) for p in params(it)])
+            exec(text.replace("range(100)", "range(20)"), {"torch": torch, "aimle": through})
+        found.append(torch.stack(gradients).mean(dim=0).norm().item())
+    assert 0.5 < found[0] / found[1] < 2.0
+
+
+@pytest.mark.parametrize("kind", ["regret", "L1"])
+def test_the_gradient_of_the_benchmarks_loss_does_not_grow_with_the_number_of_samples(kind):
+    found = []
+    for samples in (1, 16):
+        torch.manual_seed(0)
+        theta, costs = torch.randn(200, 8, requires_grad=True), torch.rand(200, 8)
+        options = {"nb_samples": samples, "sample_reduction": "sum", "noise_distribution": Gumbel()}
+        decide = ste(functools.partial(select_k, k=3), **options)
+        decision_loss(decide, kind, minimises=False)(theta, costs, select_k(costs, 3)).backward()
+        found.append(theta.grad.mean(dim=0).norm().item())
+    assert 0.5 < found[0] / found[1] < 2.0
+    four = learning.DEFAULTS["aimle(nb_samples=4)"]().sample_reduction, jair.METHODS["four"].make().sample_reduction
+    assert four == ("sum", "sum")
+
+
+def params(optimiser):
+    return [p for group in optimiser.param_groups for p in group["params"]]

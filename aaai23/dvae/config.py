@@ -70,6 +70,7 @@ class VAEConfig(flags.MethodFlags):
     hard: bool = _relaxed(False, "--hard", **SWITCH, help="gumbel-softmax passes one-hot rows on, not relaxed ones")
 
     sample_reduction = "mean"  # the published loss sums over S
+
     @property
     def relaxation_temperature(self) -> float:
         """Temperature of gumbel-softmax at the start; the schedule sets it later."""
